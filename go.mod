@@ -1,0 +1,3 @@
+module github.com/vxbpf/vxbpf
+
+go 1.26.0

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kernel
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/vxbpf/vxbpf/maps/fdb"
+)
+
+// Link is one network interface as the kernel reports it.
+type Link struct {
+	Index  int
+	Name   string
+	Kind   string // rtnetlink kind: "bridge", "vxlan", "veth", "tun", "" for hardware
+	MAC    fdb.MAC
+	MTU    int  // bytes, Ethernet header excluded
+	Up     bool // IFF_UP, the administrative state
+	Master int  // ifindex of the bridge it is a port of, 0 if none
+	// PeerElsewhere: a veth whose other end lives in another network namespace
+	// (IFLA_LINK_NETNSID present).
+	PeerElsewhere bool
+
+	Bridge *Bridge // set when Kind is "bridge"
+	VXLAN  *VXLAN  // set when Kind is "vxlan"
+	Port   *Port   // set when the link is a bridge port
+}
+
+// Bridge holds the attributes of a bridge device.
+type Bridge struct {
+	STP           bool
+	ForwardDelay  time.Duration
+	Ageing        time.Duration
+	VLANFiltering bool
+}
+
+// VXLAN holds the attributes of a vxlan device.
+type VXLAN struct {
+	VNI      fdb.VNI
+	Device   int        // ifindex of the underlay device, 0 if none
+	Local    netip.Addr // outer source address, invalid if unset
+	Group    netip.Addr // multicast group or single remote, invalid if unset
+	Port     uint16     // UDP destination port, host order
+	TTL      int        // 0: kernel default (1 for multicast, route default for unicast)
+	TOS      int        // 1: inherit
+	DF       int        // 0 unset, 1 set, 2 inherit
+	Learning bool
+	Ageing   time.Duration // 0: never
+	SrcLow   uint16        // UDP source port range, host order; 0,0: the system's local port range
+	SrcHigh  uint16
+	UDPCsum  bool // outer UDP checksum on an IPv4 underlay
+	External bool // collect-metadata: it has no VNI of its own
+	GBP      bool
+	GPE      bool
+}
+
+// Port holds the attributes of a bridge port.
+type Port struct {
+	State         PortState
+	Isolated      bool
+	Hairpin       bool
+	Learning      bool
+	UnicastFlood  bool
+	Locked        bool
+	NeighSuppress bool
+}
+
+// PortState is the spanning tree state of a bridge port (linux/if_bridge.h).
+type PortState uint8
+
+// Port states as in linux/if_bridge.h.
+const (
+	PortDisabled PortState = iota
+	PortListening
+	PortLearning
+	PortForwarding
+	PortBlocking
+)
+
+// FDBEntry is one line of `bridge fdb show`.
+type FDBEntry struct {
+	MAC    fdb.MAC
+	Link   int // ifindex of the bridge port or vxlan device
+	Bridge int // ifindex of the bridge, 0 if none
+	// Self: the entry stands in the vxlan device's own table (NTF_SELF), and
+	// Dst says where the MAC lives. Not Self: it stands in the bridge's table.
+	Self bool
+	Dst  netip.Addr
+	// Local: the bridge takes frames to this MAC for the host itself (NUD_PERMANENT in the bridge's table).
+	Local bool
+	// Static entries never age (NUD_NOARP, or NUD_PERMANENT in a vxlan device's table).
+	Static  bool
+	Sticky  bool
+	Extern  bool    // NTF_EXT_LEARNED: put there by a control plane
+	VLAN    uint16  // 0 if none
+	VNI     fdb.VNI // NDA_VNI or NDA_SRC_VNI if it differs from the device's, 0 if absent
+	Port    uint16  // NDA_PORT, UDP port in host order if it differs from the device's, 0 if absent
+	IfIndex int     // NDA_IFINDEX: a different egress device, 0 if absent
+	NextHop uint32  // NDA_NH_ID, 0 if none
+	// Age is the time since the kernel last had a frame from this MAC
+	// (NDA_CACHEINFO ndm_updated for a bridge).
+	Age time.Duration
+}
+
+// Address is one IP address of a link.
+type Address struct {
+	Link   int
+	Prefix netip.Prefix // the address with the length of its subnet
+}
+
+// Neighbour is one entry of the ARP or ND table.
+type Neighbour struct {
+	Link  int
+	IP    netip.Addr
+	MAC   fdb.MAC
+	Valid bool // the kernel would send to this MAC now (NUD_VALID)
+	Stale bool // valid but unconfirmed (NUD_STALE): using it starts a probe
+}
+
+// Route is the kernel's answer to "how do I reach this VTEP".
+type Route struct {
+	Device int        // ifindex of the egress device
+	Src    netip.Addr // preferred source
+	// NextHop is the address to resolve: the gateway, or the destination itself when it is on link.
+	NextHop netip.Addr
+	MTU     int // route or learnt path MTU in bytes, outer IP header included; 0: the device's
+}
