@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"strconv"
+
+	"github.com/cilium/ebpf"
+)
+
+// What C and Go share; see types.h for the meaning, unit and byte order of each field.
+type (
+	FDBKey   = vxFdbKey
+	FDBEntry = vxFdbEntry
+	VNIKey   = vxVniKey
+	Network  = vxNetwork
+	Port     = vxPort
+	VTEP     = vxVtep
+	Control  = vxControl
+	Counter  = vxCounter
+	Hook     = vxHook
+	Reason   = vxReason
+)
+
+// Maps and Programs are the loaded objects.
+type (
+	Maps     = vxMaps
+	Programs = vxPrograms
+	Objects  = vxObjects
+)
+
+// Kinds of FDB entries.
+const (
+	KindRemote = uint8(vxEntryKindKIND_REMOTE)
+	KindPeer   = uint8(vxEntryKindKIND_PEER)
+	KindEgress = uint8(vxEntryKindKIND_EGRESS)
+	KindHost   = uint8(vxEntryKindKIND_HOST)
+)
+
+// Flags.
+const (
+	EntryStatic = uint8(vxEntryFlagENTRY_STATIC)
+	PlaceOff    = uint32(vxPlaceFlagPLACE_OFF)
+	VTEPReady   = uint16(vxVtepFlagVTEP_READY)
+	VTEPMACs    = uint16(vxVtepFlagVTEP_MACS)
+)
+
+// Hooks, and the sizes of the two halves of a counter's index.
+const (
+	HookEncap   = vxHookHOOK_ENCAP
+	HookDecap   = vxHookHOOK_DECAP
+	HookDeliver = vxHookHOOK_DELIVER
+	HookMax     = uint32(vxHookHOOK_MAX)
+	ReasonMax   = uint32(vxReasonREASON_MAX)
+)
+
+// Reasons that other packages speak of by name.
+const (
+	Fast       = vxReasonFAST
+	Aggregate  = vxReasonAGGREGATE
+	DropBroken = vxReasonDROP_BROKEN
+	BUM        = vxReasonBUM
+)
+
+// reasonNames are metric labels and part of the interface: append only.
+var reasonNames = [...]string{
+	"fast", "bum", "src_unknown", "src_moved", "refresh", "dst_unknown", "dst_local", "dst_remote", "dst_aged",
+	"no_lease", "not_ip", "vlan_tag", "mtu", "gso_headers", "too_long", "nested", "adjust_failed", "no_vtep",
+	"outer_csum", "outer_malformed", "outer_ce", "outer_not_local", "aggregate", "in_order", "port_kind",
+	"truncated", "not_ready", "drop_broken",
+}
+
+// Reasons is how many reasons there are.
+const Reasons = len(reasonNames)
+
+func (r vxReason) String() string {
+	if int(r) < len(reasonNames) {
+		return reasonNames[r]
+	}
+	return "reason_" + strconv.Itoa(int(r))
+}
+
+func (h vxHook) String() string {
+	switch h {
+	case HookEncap:
+		return "encap"
+	case HookDecap:
+		return "decap"
+	case HookDeliver:
+		return "deliver"
+	}
+	return "hook_" + strconv.Itoa(int(h))
+}
+
+// Load returns the programs and maps as they stand in the object, before the
+// kernel has seen them.
+func Load() (*ebpf.CollectionSpec, error) { return loadVx() }
+
+// CounterIndex is where vx_count holds the counter of a network, hook and reason.
+func CounterIndex(net uint16, hook Hook, reason Reason) uint32 {
+	return (uint32(net)*HookMax+uint32(hook))*ReasonMax + uint32(reason)
+}

@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Load-time constants: the loader writes them before the verifier looks, so a
+ * branch on one that is off vanishes. What changes in the life of a load is in
+ * a map instead.
+ */
+#pragma once
+
+#include "kernel.h"
+
+/*
+ * How long a MAC's received frames stay on the slow path after one of them had
+ * to take it. gro_cells runs that packet later in the same softirq; the coarse
+ * clock ticks every 1 to 10 ms, so two of the longest ticks are always enough.
+ */
+volatile const __u64 vx_hold_ns = 20000000;
+
+/* bpf_skb_adjust_room knows BPF_F_ADJ_ROOM_DECAP_L3_IPV6 (6.3): inner IPv6 under outer IPv4. */
+volatile const __u8 vx_have_decap6 = 1;

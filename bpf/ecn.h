@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * ECN across the tunnel (RFC 6040). Pure functions of two octets.
+ */
+#pragma once
+
+#include "headers/bpf_helpers.h"
+#include "kernel.h"
+
+enum {
+	ECN_MASK = 3,
+	ECN_ECT0 = 2,
+	ECN_CE = 3,
+};
+
+/* Outer ECN field for an inner TOS, as the kernel's INET_ECN_encapsulate: CE inside becomes ECT(0) outside. */
+static __always_inline __u8 ecn_encap(__u8 inner)
+{
+	return (inner & ECN_MASK) == ECN_CE ? ECN_ECT0 : inner & ECN_MASK;
+}

@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Every map: key -> value, who writes, who reads, what a miss means. Sizes are
+ * the defaults; the loader sets them from the config before loading.
+ */
+#pragma once
+
+#include "headers/bpf_helpers.h"
+#include "types.h"
+
+/*
+ * (network, MAC) -> where it lives. The daemon writes what the kernel's FDBs
+ * say; programs remove a moved entry and stamp `seen` and `slow`. A miss means
+ * "ask the kernel". A plain hash: an LRU would evict what a control plane put in.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct fdb_key);
+	__type(value, struct fdb_entry);
+} vx_fdb SEC(".maps");
+
+/* (VNI, UDP port) -> network. The daemon writes. A miss means "not ours, do not touch". */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct vni_key);
+	__type(value, struct network);
+} vx_vni SEC(".maps");
+
+/* ifindex -> network. The daemon writes an entry only while the kernel would forward. A miss means "not ready". */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, struct port);
+} vx_port SEC(".maps");
+
+/* index -> outer header. The daemon writes; entry 0 stays empty. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, struct vtep);
+} vx_vtep SEC(".maps");
+
+/* 0 -> control. The daemon renews the lease every second; an old one means "no daemon". */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct control);
+} vx_control SEC(".maps");
+
+/* (network * HOOK_MAX + hook) * REASON_MAX + reason -> counter, one per CPU. Programs add; nobody resets. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 64 * HOOK_MAX * REASON_MAX);
+	__type(key, __u32);
+	__type(value, struct counter);
+} vx_count SEC(".maps");

@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Every struct and number that C and Go share. bpf2go turns them into Go
+ * types; the asserts keep keys free of unnamed padding. Must not know maps.
+ */
+#pragma once
+
+#include "kernel.h"
+
+/* Where packets are looked at; the first half of a counter's index. */
+enum hook {
+	HOOK_ENCAP,   /* ingress of a bridge port, or egress of the bridge device */
+	HOOK_DECAP,   /* ingress of the underlay device */
+	HOOK_DELIVER, /* ingress of the vxlan device, after the kernel decapsulated */
+	HOOK_MAX = 4,
+};
+
+/*
+ * What became of a packet. Append only: the numbers are the second half of a
+ * counter's index, the lower-case names are metric labels and the words in
+ * `vxbpf status`. All but FAST and DROP_BROKEN return the packet to the kernel.
+ */
+enum reason {
+	FAST,            /* carried by BPF */
+	BUM,             /* broadcast, multicast: the kernel floods */
+	SRC_UNKNOWN,     /* the kernel has the inner source MAC to learn */
+	SRC_MOVED,       /* the inner source MAC was known elsewhere */
+	REFRESH,         /* due: the kernel must see a frame of this MAC to keep its entry young */
+	DST_UNKNOWN,     /* no FDB entry for the inner destination */
+	DST_LOCAL,       /* from a port of this bridge to another: the bridge's own work */
+	DST_REMOTE,      /* from a VTEP to a VTEP: the kernel never forwards that */
+	DST_AGED,        /* the entry outlived the ageing time with no frame from that MAC */
+	NO_LEASE,        /* static entry and no living daemon to vouch for it */
+	NOT_IP,          /* inner frame is neither IPv4 nor IPv6 (ARP, 802.1Q, LLC) */
+	VLAN_TAG,        /* a tag in the packet's metadata */
+	MTU,             /* a segment is larger than the path, the link or the port takes */
+	GSO_HEADERS,     /* headers of a GSO packet could not be measured */
+	TOO_LONG,        /* outer packet over 65535 bytes */
+	NESTED,          /* a GSO packet that is encapsulated already */
+	ADJUST_FAILED,   /* bpf_skb_adjust_room refused, packet unchanged */
+	NO_VTEP,         /* entry without a usable outer header */
+	OUTER_CSUM,      /* outer UDP checksum that nobody has verified yet */
+	OUTER_MALFORMED, /* outer lengths, header checksum, or VXLAN flags that the kernel must judge */
+	OUTER_CE,        /* outer ECN says congestion: RFC 6040 is the kernel's here */
+	OUTER_NOT_LOCAL, /* our VNI, but not sent to our VTEP address */
+	AGGREGATE,       /* GRO aggregate: the vxlan device splits the tunnel state off */
+	IN_ORDER,        /* a frame of this MAC took the slow path a moment ago: do not overtake */
+	PORT_KIND,       /* this port is served from the vxlan device */
+	TRUNCATED,       /* headers not there */
+	NOT_READY,       /* the daemon keeps this port or network on the slow path, `vxbpf status` says why */
+	DROP_BROKEN,     /* a helper failed after the packet was changed: cannot be returned */
+	REASON_MAX = 64,
+};
+
+enum entry_kind {
+	KIND_REMOTE = 1,
+	KIND_PEER = 2,
+	KIND_EGRESS = 3,
+	KIND_HOST = 4,
+};
+
+enum entry_flag {
+	ENTRY_STATIC = 1, /* never ages, is not removed when seen elsewhere */
+};
+
+/* vx_fdb: one compare of 8 bytes. */
+struct fdb_key {
+	__u16 net; /* host order, from vx_vni or vx_port */
+	__u8 mac[6];
+};
+
+struct fdb_entry {
+	__u8 kind;  /* enum entry_kind */
+	__u8 flags; /* enum entry_flag */
+	__u16 mtu;  /* bytes after the Ethernet header that the port takes; local kinds */
+	__u32 port; /* ifindex of the port, or of the bridge device for KIND_HOST; local kinds */
+	__u32 vtep; /* index into vx_vtep; KIND_REMOTE */
+	__u32 pad;
+	__u64 seen; /* ns, CLOCK_MONOTONIC_COARSE: when the kernel last had a frame from this MAC */
+	__u64 slow; /* ns, same clock: when a received unicast frame of this MAC last took the slow path */
+};
+
+/* vx_vni: UDP port too, since the kernel tells networks apart by both. */
+struct vni_key {
+	__u32 vni;   /* host order, 24 bits */
+	__be16 port; /* UDP destination port */
+	__u16 pad;
+};
+
+enum place_flag {
+	PLACE_OFF = 1, /* count, but leave every packet to the kernel */
+};
+
+struct network {
+	__u16 net;
+	__u16 flags;   /* enum place_flag */
+	__be32 local;  /* IPv4 address of our VTEP */
+	__u64 refresh; /* ns: show the kernel a frame of each MAC this often */
+	__u64 ageing;  /* ns: the kernel's ageing time; 0: never */
+};
+
+/* vx_port: by ifindex; bridge ports, the bridge device, the vxlan device. */
+struct port {
+	__u16 net;
+	__u16 mtu;   /* bytes after the Ethernet header that the vxlan device takes */
+	__be32 vni;  /* as on the wire: upper 24 bits */
+	__u32 flags; /* enum place_flag */
+	__u32 pad;
+	__u64 refresh;
+	__u64 ageing;
+};
+
+/* The 50 bytes that encapsulation adds in front, outer IPv4 (RFC 7348 section 5). */
+struct outer4 {
+	struct ethhdr eth;
+	struct iphdr ip;
+	struct udphdr udp;
+	struct vxlanhdr vxlan;
+} __attribute__((packed));
+
+enum vtep_flag {
+	VTEP_READY = 1, /* the template may be used */
+	VTEP_MACS = 2,  /* both Ethernet addresses are right while the lease lasts */
+};
+
+/* vx_vtep: by index. The first 64 bytes are what encapsulation reads. */
+struct vtep {
+	__u8 outer[50];   /* struct outer4, with everything that does not change per packet */
+	__u16 flags;      /* enum vtep_flag */
+	__u16 mtu;        /* path MTU in bytes, outer IP header included */
+	__u16 port_min;   /* UDP source port range, host order */
+	__u16 port_range; /* maximum less minimum */
+	__u16 csum;       /* folded one's complement sum of the constant words of the IPv4 header */
+	__u32 ifindex;    /* egress device */
+	__be32 remote;    /* IPv4 address */
+	__u32 pad;
+};
+
+/* vx_control: index 0. */
+struct control {
+	__u64 lease; /* ns, CLOCK_MONOTONIC_COARSE: until then the daemon vouches for MACs and static entries */
+};
+
+struct counter {
+	__u64 packets; /* wire packets: a GSO packet counts its segments */
+	__u64 bytes;   /* inner frame bytes where known, else the frame as met */
+};
+
+_Static_assert(sizeof(struct fdb_key) == 8, "fdb_key has padding");
+_Static_assert(sizeof(struct vni_key) == 8, "vni_key has padding");
+_Static_assert(sizeof(struct fdb_entry) == 32, "fdb_entry layout");
+_Static_assert(sizeof(struct outer4) == 50, "outer header is 50 bytes");
+_Static_assert(sizeof(struct vtep) == 72, "vtep layout");
+_Static_assert(__builtin_offsetof(struct __sk_buff, gso_size) == 176, "tc context as in linux/bpf.h");

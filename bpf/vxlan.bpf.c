@@ -1,0 +1,360 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//go:build ignore
+
+/*
+ * The data path. Repeats for known unicast what the kernel's bridge and vxlan
+ * device have decided; returns everything else to them untouched, with a
+ * counted reason.
+ *
+ *   port --> vx_tc_encap ----------------------------> underlay
+ *   underlay --> vx_tc_decap -- single packets ------> port
+ *                     '-- kernel vxlan device --> vx_tc_deliver --> port
+ */
+#include "config.h"
+#include "decap.h"
+#include "encap.h"
+#include "headers/bpf_endian.h"
+#include "headers/bpf_helpers.h"
+#include "kernel.h"
+#include "maps.h"
+#include "parse.h"
+#include "types.h"
+#include "verdict.h"
+
+/*
+ * The source check: the fast path carries only frames from which the kernel has
+ * nothing to learn. `here` says that the frame came from where the entry says
+ * its source lives. Every frame of a known source passes this, BUM too, so a
+ * move shows at the first frame from the new place, and `seen` tells truly when
+ * the kernel last had one.
+ */
+static __always_inline int source_check(struct fdb_key *key, struct fdb_entry *src, int here, __u64 now, __u64 refresh)
+{
+	if (!here) {
+		if (!(src->flags & ENTRY_STATIC))
+			bpf_map_delete_elem(&vx_fdb, key);
+		return -SRC_MOVED;
+	}
+	if (!(src->flags & ENTRY_STATIC) && now - src->seen > refresh) {
+		src->seen = now;
+		return -REFRESH;
+	}
+	return 0;
+}
+
+/* May the kernel's entry behind this one have aged out, or its writer be dead? Clocks of two CPUs may differ by a tick.
+ */
+static __always_inline int usable(const struct fdb_entry *e, __u64 now, __u64 ageing)
+{
+	if (e->flags & ENTRY_STATIC)
+		return lease_fresh(now) ? 0 : -NO_LEASE;
+	if (ageing && (__s64)(now - e->seen) > (__s64)ageing)
+		return -DST_AGED;
+	return 0;
+}
+
+static __always_inline void fdb_key_set(struct fdb_key *key, __u16 net, const __u8 *mac)
+{
+	key->net = net;
+	__builtin_memcpy(key->mac, mac, sizeof(key->mac));
+}
+
+static __always_inline int is_ip(__be16 proto)
+{
+	return proto == bpf_htons(ETH_P_IP) || proto == bpf_htons(ETH_P_IPV6);
+}
+
+/* From a bridge port towards a VTEP. Returns a tc verdict (>= 0) or a negative reason. */
+static __always_inline int encap(struct __sk_buff *skb, const struct port *port)
+{
+	struct fdb_entry *src, *dst;
+	struct fdb_key key;
+	struct ethhdr *eth;
+	struct vtep *v;
+	struct frame f;
+	__u32 len, mtu;
+	__be16 proto;
+	__u64 now;
+	__u8 tos;
+	int err;
+
+	if (port->flags & PLACE_OFF)
+		return -NOT_READY;
+	if (skb->vlan_present)
+		return -VLAN_TAG;
+	err = frame_need(skb, &f, sizeof(*eth) + sizeof(struct iphdr));
+	if (err)
+		return err;
+	eth = f.data;
+	now = bpf_ktime_get_coarse_ns();
+
+	fdb_key_set(&key, port->net, eth->h_source);
+	src = bpf_map_lookup_elem(&vx_fdb, &key);
+	if (!src)
+		return -SRC_UNKNOWN;
+	err = source_check(&key, src, src->kind != KIND_REMOTE && src->port == skb->ifindex, now, port->refresh);
+	if (err)
+		return err;
+	if (mac_is_multicast(eth->h_dest))
+		return -BUM;
+	proto = eth->h_proto;
+	if (!is_ip(proto))
+		return -NOT_IP;
+
+	fdb_key_set(&key, port->net, eth->h_dest);
+	dst = bpf_map_lookup_elem(&vx_fdb, &key);
+	if (!dst)
+		return -DST_UNKNOWN;
+	if (dst->kind != KIND_REMOTE)
+		return -DST_LOCAL;
+	err = usable(dst, now, port->ageing);
+	if (err)
+		return err;
+	v = bpf_map_lookup_elem(&vx_vtep, &dst->vtep);
+	if (!v || !(v->flags & VTEP_READY))
+		return -NO_VTEP;
+
+	if (proto == bpf_htons(ETH_P_IPV6)) {
+		err = frame_need(skb, &f, sizeof(*eth) + sizeof(struct ipv6hdr));
+		if (err)
+			return err;
+	}
+	err = inner_tos(&f, sizeof(*eth), proto, &tos);
+	if (err)
+		return err;
+
+	len = skb->len;
+	if (skb->gso_size) {
+		err = gso_frame_len(skb, &f, proto, &len);
+		if (err)
+			return err;
+	}
+	/* What does not fit is the kernel's to fragment or to answer with "too big". */
+	mtu = v->mtu;
+	if (len + OUTER4_L3 > mtu || len - sizeof(*eth) > port->mtu)
+		return -MTU;
+
+	err = encap4(skb, &f, v, port->vni, tos);
+	if (err)
+		return err;
+	if ((v->flags & VTEP_MACS) && lease_fresh(now))
+		return bpf_redirect(v->ifindex, 0);
+	/* Nobody vouches for the template's MAC addresses: the neighbour table is always right. */
+	return bpf_redirect_neigh(v->ifindex, 0, 0, 0);
+}
+
+/* Hand a decapsulated frame to a local port. Returns a tc verdict. */
+static __always_inline int deliver(struct __sk_buff *skb, const struct fdb_entry *dst)
+{
+	if (dst->kind == KIND_PEER) {
+		/* The frame is for the container, not for us: a stack drops what says "other host". */
+		if (skb->pkt_type != PACKET_HOST)
+			bpf_skb_change_type(skb, PACKET_HOST);
+		return bpf_redirect_peer(dst->port, 0);
+	}
+	return bpf_redirect(dst->port, dst->kind == KIND_HOST ? BPF_F_INGRESS : 0);
+}
+
+/*
+ * From the underlay. `net` is set as soon as the packet is known to be ours.
+ * Returns a tc verdict (>= 0) or a negative reason; with `net` still 0 the
+ * packet is not VXLAN of ours, and not counted.
+ */
+static __always_inline int decap(struct __sk_buff *skb, __u32 *net)
+{
+	struct fdb_entry *src, *dst;
+	struct vni_key vkey = {};
+	struct network *n;
+	struct ethhdr inner;
+	struct fdb_key key;
+	struct outer4 *o;
+	struct vtep *v;
+	struct frame f;
+	int err, outer, multicast;
+	__u64 now;
+
+	multicast = skb->pkt_type == PACKET_MULTICAST;
+	if (skb->protocol != bpf_htons(ETH_P_IP) || (skb->pkt_type != PACKET_HOST && !multicast) || skb->vlan_present)
+		return 0;
+	if (frame_need(skb, &f, OUTER4_LEN + sizeof(inner)))
+		return 0;
+	o = f.data;
+	/* Fragments (all but "don't fragment" set) and IP options are reassembled and judged by the kernel. */
+	if (o->ip.version_ihl != 0x45 || o->ip.protocol != IPPROTO_UDP || (o->ip.frag_off & ~bpf_htons(0x4000)))
+		return 0;
+	if (!(o->vxlan.flags & VXLAN_FLAG_I))
+		return 0;
+	vkey.vni = bpf_ntohl(o->vxlan.vni) >> 8;
+	vkey.port = o->udp.dest;
+	n = bpf_map_lookup_elem(&vx_vni, &vkey);
+	if (!n)
+		return 0;
+	*net = n->net;
+	if (n->flags & PLACE_OFF)
+		return -NOT_READY;
+	if (o->ip.daddr != n->local && !multicast)
+		return -OUTER_NOT_LOCAL;
+	outer = outer4_check(skb, o);
+	if (outer == -OUTER_MALFORMED)
+		return outer;
+
+	__builtin_memcpy(&inner, f.data + OUTER4_LEN, sizeof(inner));
+	now = bpf_ktime_get_coarse_ns();
+	fdb_key_set(&key, n->net, inner.h_source);
+	src = bpf_map_lookup_elem(&vx_fdb, &key);
+	if (!src)
+		return -SRC_UNKNOWN;
+	v = 0;
+	if (src->kind == KIND_REMOTE)
+		v = bpf_map_lookup_elem(&vx_vtep, &src->vtep);
+	err = source_check(&key, src, v && v->remote == o->ip.saddr, now, n->refresh);
+	if (!err && (multicast || mac_is_multicast(inner.h_dest)))
+		return -BUM;
+	err = err ?: outer;
+	if (err)
+		goto slow;
+	if (!is_ip(inner.h_proto))
+		return -NOT_IP;
+	/* The kernel's vxlan device clears the tunnel state of an aggregate; adjust_room cannot before 7.0. */
+	if (skb->gso_size) {
+		err = -AGGREGATE;
+		goto slow;
+	}
+	if (now - src->slow < vx_hold_ns)
+		return -IN_ORDER;
+
+	fdb_key_set(&key, n->net, inner.h_dest);
+	dst = bpf_map_lookup_elem(&vx_fdb, &key);
+	if (!dst)
+		return -DST_UNKNOWN;
+	if (dst->kind == KIND_REMOTE)
+		return -DST_REMOTE;
+	if (dst->kind == KIND_EGRESS)
+		return -PORT_KIND;
+	if (dst->kind == KIND_PEER) {
+		err = usable(dst, now, n->ageing);
+		if (err)
+			return err;
+	}
+	if (skb->len - OUTER4_LEN - sizeof(inner) > dst->mtu)
+		return -MTU;
+
+	err = decap4(skb, &f, &inner);
+	if (err)
+		return err;
+	return deliver(skb, dst);
+
+slow:
+	/* One store per tick: aggregates of a bulk flow come much faster than that. Same order for the next frames. */
+	if (err != -SRC_MOVED && src->slow != now)
+		src->slow = now;
+	return err;
+}
+
+/* After the kernel decapsulated: skip the bridge. Returns a tc verdict (>= 0) or a negative reason. */
+static __always_inline int from_vxlan(struct __sk_buff *skb, const struct port *port)
+{
+	struct fdb_entry *src, *dst;
+	struct fdb_key key;
+	struct ethhdr *eth;
+	struct frame f;
+	__u64 now;
+	int err;
+
+	if (port->flags & PLACE_OFF)
+		return -NOT_READY;
+	if (skb->vlan_present)
+		return -VLAN_TAG;
+	err = frame_need(skb, &f, sizeof(*eth));
+	if (err)
+		return err;
+	eth = f.data;
+	now = bpf_ktime_get_coarse_ns();
+
+	fdb_key_set(&key, port->net, eth->h_source);
+	src = bpf_map_lookup_elem(&vx_fdb, &key);
+	if (!src)
+		return -SRC_UNKNOWN;
+	/* Which VTEP it came from, the vxlan device has learnt or refused already. */
+	err = source_check(&key, src, src->kind == KIND_REMOTE, now, port->refresh);
+	if (err)
+		return err;
+	/* vx_tc_decap just let a frame through for the kernel's sake: the bridge must see it too. */
+	if (!(src->flags & ENTRY_STATIC) && now - src->seen < vx_hold_ns)
+		return -REFRESH;
+	if (mac_is_multicast(eth->h_dest))
+		return -BUM;
+	if (!is_ip(eth->h_proto))
+		return -NOT_IP;
+
+	fdb_key_set(&key, port->net, eth->h_dest);
+	dst = bpf_map_lookup_elem(&vx_fdb, &key);
+	if (!dst)
+		return -DST_UNKNOWN;
+	if (dst->kind == KIND_REMOTE)
+		return -DST_REMOTE;
+	if (dst->kind != KIND_HOST) {
+		err = usable(dst, now, port->ageing);
+		if (err)
+			return err;
+	}
+	/* The bridge lets an aggregate pass whatever its segments' size (is_skb_forwardable). */
+	if (!skb->gso_size && skb->len - sizeof(*eth) > dst->mtu)
+		return -MTU;
+	return deliver(skb, dst);
+}
+
+/* Verdict and counter for what encap, decap and from_vxlan return. */
+static __always_inline int conclude(__u32 net, enum hook hook, int ret, __u32 packets, __u32 bytes)
+{
+	count(net, hook, ret < 0 ? -ret : FAST, packets, bytes);
+	if (ret >= 0)
+		return ret;
+	return ret == -DROP_BROKEN ? TC_ACT_SHOT : TC_ACT_UNSPEC;
+}
+
+/* tc ingress of each bridge port, tc egress of the bridge device (the host's own packets). */
+SEC("tc")
+int vx_tc_encap(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex, packets = skb->gso_segs, bytes = skb->len;
+	struct port *port = bpf_map_lookup_elem(&vx_port, &ifindex);
+
+	if (!port)
+		return TC_ACT_UNSPEC;
+	return conclude(port->net, HOOK_ENCAP, encap(skb, port), packets, bytes);
+}
+
+/* tc ingress of the underlay device. */
+SEC("tc")
+int vx_tc_decap(struct __sk_buff *skb)
+{
+	__u32 packets = skb->gso_segs, bytes = skb->len, net = 0;
+	int ret = decap(skb, &net);
+
+	if (!net)
+		return TC_ACT_UNSPEC;
+	return conclude(net, HOOK_DECAP, ret, packets, bytes - OUTER4_LEN);
+}
+
+/* tc ingress of each vxlan device. */
+SEC("tc")
+int vx_tc_deliver(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex, packets = skb->gso_segs, bytes = skb->len;
+	struct port *port = bpf_map_lookup_elem(&vx_port, &ifindex);
+
+	if (!port)
+		return TC_ACT_UNSPEC;
+	return conclude(port->net, HOOK_DELIVER, from_vxlan(skb, port), packets, bytes);
+}
+
+/* Types that only appear as constants would be missing from BTF, and so from Go. */
+volatile const enum entry_kind vx_btf_kind;
+volatile const enum entry_flag vx_btf_entry_flag;
+volatile const enum place_flag vx_btf_place_flag;
+volatile const enum vtep_flag vx_btf_vtep_flag;
+volatile const enum hook vx_btf_hook;
+volatile const enum reason vx_btf_reason;
+
+char _license[] SEC("license") = "Dual BSD/GPL";
