@@ -60,6 +60,7 @@ const (
 	Aggregate  = vxReasonAGGREGATE
 	DropBroken = vxReasonDROP_BROKEN
 	BUM        = vxReasonBUM
+	DstLocal   = vxReasonDST_LOCAL
 )
 
 // reasonNames are metric labels and part of the interface: append only.

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"fmt"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/vxbpf/vxbpf/bpf"
+	"github.com/vxbpf/vxbpf/maps/fdb"
+)
+
+// Counters is vx_count: packets and bytes by network, hook and reason.
+type Counters struct{ m *ebpf.Map }
+
+// Count is the sum over all CPUs since the maps were made.
+type Count struct {
+	Packets uint64 `json:"packets"` // wire packets: a GSO packet counts its segments
+	Bytes   uint64 `json:"bytes"`   // inner frame bytes
+}
+
+// Counts holds the non-zero counters of one network.
+type Counts map[bpf.Hook]map[bpf.Reason]Count
+
+// Networks is how many networks the map has room for, network 0 included.
+func (c *Counters) Networks() uint32 { return c.m.MaxEntries() / (bpf.HookMax * bpf.ReasonMax) }
+
+// Read sums up one network's counters.
+func (c *Counters) Read(net fdb.NetID) (Counts, error) {
+	out := Counts{}
+	var cpus []bpf.Counter
+	for hook := range bpf.Hook(bpf.HookMax) {
+		for reason := range bpf.Reason(bpf.Reasons) {
+			if err := c.m.Lookup(bpf.CounterIndex(uint16(net), hook, reason), &cpus); err != nil {
+				return nil, fmt.Errorf("read counter of network %d, %v %v: %w", net, hook, reason, err)
+			}
+			var n Count
+			for _, v := range cpus {
+				n.Packets += v.Packets
+				n.Bytes += v.Bytes
+			}
+			if n.Packets == 0 {
+				continue
+			}
+			if out[hook] == nil {
+				out[hook] = map[bpf.Reason]Count{}
+			}
+			out[hook][reason] = n
+		}
+	}
+	return out, nil
+}
+
+// Reset zeroes one network's counters, for an id that is given to another network.
+func (c *Counters) Reset(net fdb.NetID) error {
+	n, err := ebpf.PossibleCPU()
+	if err != nil {
+		return fmt.Errorf("reset counters of network %d: %w", net, err)
+	}
+	zero := make([]bpf.Counter, n)
+	for hook := range bpf.Hook(bpf.HookMax) {
+		for reason := range bpf.Reason(bpf.Reasons) {
+			if err := c.m.Put(bpf.CounterIndex(uint16(net), hook, reason), zero); err != nil {
+				return fmt.Errorf("reset counter of network %d, %v %v: %w", net, hook, reason, err)
+			}
+		}
+	}
+	return nil
+}
+
+// all sums one hook.
+func (c Counts) all(h bpf.Hook) (n uint64) {
+	for _, v := range c[h] {
+		n += v.Packets
+	}
+	return n
+}
+
+// Sent is how many packets from ports towards VTEPs the fast path carried, and
+// how many of them there were that it could have: known unicast and flood
+// alike, but not what the bridge delivers on the same host.
+func (c Counts) Sent() (fast, total uint64) {
+	return c[bpf.HookEncap][bpf.Fast].Packets, c.all(bpf.HookEncap) - c[bpf.HookEncap][bpf.DstLocal].Packets
+}
+
+// Received is the same for packets from VTEPs. What the underlay hook did not
+// carry comes by the vxlan device, where the second hook has its chance.
+func (c Counts) Received() (fast, total uint64) {
+	d := c[bpf.HookDecap][bpf.Fast].Packets
+	return d + c[bpf.HookDeliver][bpf.Fast].Packets, d + c.all(bpf.HookDeliver)
+}

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/vxbpf/vxbpf/bpf"
+	"github.com/vxbpf/vxbpf/maps/fdb"
+)
+
+// FDB is vx_fdb: (network, MAC) -> where it lives.
+type FDB struct{ m *ebpf.Map }
+
+// Put writes one entry; vtep is the index of its VTEP for a remote entry. The
+// entry starts with e.Seen as the time the kernel last had a frame of the MAC.
+// A full map is an error that names its size.
+func (f *FDB) Put(k fdb.Key, e fdb.Entry, vtep uint32) error {
+	v := bpf.FDBEntry{Kind: uint8(e.Kind), Mtu: e.MTU, Port: e.Port, Seen: uint64(max(e.Seen, 0))}
+	if e.Kind == fdb.Remote {
+		v.Vtep = vtep
+	}
+	if e.Static {
+		v.Flags |= bpf.EntryStatic
+	}
+	err := f.m.Put(fdbKey(k), v)
+	if errors.Is(err, ebpf.ErrKeyExist) || err == nil {
+		return nil
+	}
+	return fmt.Errorf("put FDB entry %v (map holds %d): %w", k, f.m.MaxEntries(), err)
+}
+
+// Delete removes an entry. One that is not there is fine: programs remove moved
+// entries on their own.
+func (f *FDB) Delete(k fdb.Key) error {
+	if err := f.m.Delete(fdbKey(k)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("delete FDB entry %v: %w", k, err)
+	}
+	return nil
+}
+
+// Has reports whether an entry is in the map: programs remove what has moved.
+func (f *FDB) Has(k fdb.Key) (bool, error) {
+	var v bpf.FDBEntry
+	switch err := f.m.Lookup(fdbKey(k), &v); {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, ebpf.ErrKeyNotExist):
+		return false, nil
+	default:
+		return false, fmt.Errorf("look up FDB entry %v: %w", k, err)
+	}
+}
+
+// All reads the whole table. vtep turns an index into an address.
+func (f *FDB) All(vtep func(uint32) netip.Addr) (fdb.Table, error) {
+	t := fdb.Table{}
+	var k bpf.FDBKey
+	var v bpf.FDBEntry
+	it := f.m.Iterate()
+	for it.Next(&k, &v) {
+		e := fdb.Entry{Kind: fdb.Kind(v.Kind), Port: v.Port, MTU: v.Mtu, Static: v.Flags&bpf.EntryStatic != 0, Seen: time.Duration(v.Seen)}
+		if e.Kind == fdb.Remote {
+			e.VTEP = vtep(v.Vtep)
+		}
+		t[fdb.Key{Net: fdb.NetID(k.Net), MAC: k.Mac}] = e
+	}
+	// An iteration that programs disturb by deletes may restart: what was read is a state that was true moments ago.
+	if err := it.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
+		return nil, fmt.Errorf("read FDB map: %w", err)
+	}
+	return t, nil
+}
+
+func fdbKey(k fdb.Key) bpf.FDBKey { return bpf.FDBKey{Net: uint16(k.Net), Mac: k.MAC} }

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/vxbpf/vxbpf/bpf"
+	"github.com/vxbpf/vxbpf/maps/fdb"
+)
+
+// Ports is vx_port: which network an interface belongs to. Bridge ports, bridge
+// devices and vxlan devices stand in it.
+type Ports struct{ m *ebpf.Map }
+
+// Port is what a program at an interface needs to know.
+type Port struct {
+	Net             fdb.NetID
+	VNI             fdb.VNI
+	MTU             uint16 // of the vxlan device, bytes after the Ethernet header
+	Ageing, Refresh time.Duration
+	Off             bool // count, but leave every packet to the kernel
+}
+
+// Put writes the port with this ifindex.
+func (p *Ports) Put(ifindex uint32, v Port) error {
+	var vni [4]byte
+	binary.BigEndian.PutUint32(vni[:], uint32(v.VNI)<<8)
+	b := bpf.Port{Net: uint16(v.Net), Mtu: v.MTU, Vni: binary.NativeEndian.Uint32(vni[:]),
+		Refresh: uint64(v.Refresh), Ageing: uint64(v.Ageing)}
+	if v.Off {
+		b.Flags |= bpf.PlaceOff
+	}
+	if err := p.m.Put(ifindex, b); err != nil {
+		return fmt.Errorf("put port %d (map holds %d): %w", ifindex, p.m.MaxEntries(), err)
+	}
+	return nil
+}
+
+// Delete removes a port; one that is not there is fine.
+func (p *Ports) Delete(ifindex uint32) error {
+	if err := p.m.Delete(ifindex); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("delete port %d: %w", ifindex, err)
+	}
+	return nil
+}
+
+// All reads the whole map, by ifindex.
+func (p *Ports) All() (map[uint32]Port, error) {
+	out := map[uint32]Port{}
+	var k uint32
+	var v bpf.Port
+	it := p.m.Iterate()
+	for it.Next(&k, &v) {
+		var vni [4]byte
+		binary.NativeEndian.PutUint32(vni[:], v.Vni)
+		out[k] = Port{Net: fdb.NetID(v.Net), VNI: fdb.VNI(binary.BigEndian.Uint32(vni[:]) >> 8), MTU: v.Mtu,
+			Ageing: time.Duration(v.Ageing), Refresh: time.Duration(v.Refresh), Off: v.Flags&bpf.PlaceOff != 0}
+	}
+	if err := it.Err(); err != nil {
+		return nil, fmt.Errorf("read port map: %w", err)
+	}
+	return out, nil
+}
