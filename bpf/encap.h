@@ -39,7 +39,8 @@ static __always_inline __sum16 csum_fold(__u32 sum)
  * Up to the first change the packet is the kernel's; after it, a failure is
  * DROP_BROKEN and the packet cannot be returned.
  */
-static __always_inline int encap4(struct __sk_buff *skb, struct frame *f, const struct vtep *v, __be32 vni, __u8 tos)
+static __always_inline int encap4(struct __sk_buff *skb, struct frame *f, const struct vtep *v, __be32 vni, __u8 tos,
+                                  __u32 gso_size)
 {
 	__u32 len = skb->len;
 	__be16 sport = source_port(skb, v);
@@ -60,7 +61,7 @@ static __always_inline int encap4(struct __sk_buff *skb, struct frame *f, const 
 		 * "encapsulated" (or is a tunnel packet of the container's own).
 		 * A single packet needs no GSO state: prepend without it.
 		 */
-		if (skb->gso_size)
+		if (gso_size)
 			return -NESTED;
 		err = bpf_skb_adjust_room(skb, OUTER4_LEN, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO);
 	}

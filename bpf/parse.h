@@ -65,7 +65,8 @@ static __always_inline int inner_tos(struct frame *f, __u32 off, __be16 proto, _
  * segmentation will make out of this GSO packet. Needs the TCP header length,
  * so extension headers and unknown protocols are left to the kernel.
  */
-static __always_inline int gso_frame_len(struct __sk_buff *skb, struct frame *f, __be16 proto, __u32 *len)
+static __always_inline int gso_frame_len(struct __sk_buff *skb, struct frame *f, __be16 proto, __u32 gso_size,
+                                         __u32 *len)
 {
 	__u32 off = sizeof(struct ethhdr);
 	__u8 l4;
@@ -97,6 +98,6 @@ static __always_inline int gso_frame_len(struct __sk_buff *skb, struct frame *f,
 	} else {
 		return -GSO_HEADERS;
 	}
-	*len = off + skb->gso_size;
+	*len = off + gso_size;
 	return 0;
 }

@@ -67,6 +67,7 @@ static __always_inline int is_ip(__be16 proto)
 /* From a bridge port towards a VTEP. Returns a tc verdict (>= 0) or a negative reason. */
 static __always_inline int encap(struct __sk_buff *skb, const struct port *port)
 {
+	__u32 gso_size = skb->gso_size; /* once: clang would keep a pointer to the field, which the verifier refuses */
 	struct fdb_entry *src, *dst;
 	struct fdb_key key;
 	struct ethhdr *eth;
@@ -124,8 +125,8 @@ static __always_inline int encap(struct __sk_buff *skb, const struct port *port)
 		return err;
 
 	len = skb->len;
-	if (skb->gso_size) {
-		err = gso_frame_len(skb, &f, proto, &len);
+	if (gso_size) {
+		err = gso_frame_len(skb, &f, proto, gso_size, &len);
 		if (err)
 			return err;
 	}
@@ -134,7 +135,7 @@ static __always_inline int encap(struct __sk_buff *skb, const struct port *port)
 	if (len + OUTER4_L3 > mtu || len - sizeof(*eth) > port->mtu)
 		return -MTU;
 
-	err = encap4(skb, &f, v, port->vni, tos);
+	err = encap4(skb, &f, v, port->vni, tos, gso_size);
 	if (err)
 		return err;
 	if ((v->flags & VTEP_MACS) && lease_fresh(now))
