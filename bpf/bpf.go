@@ -101,3 +101,9 @@ func Load() (*ebpf.CollectionSpec, error) { return loadVx() }
 func CounterIndex(net uint16, hook Hook, reason Reason) uint32 {
 	return (uint32(net)*HookMax+uint32(hook))*ReasonMax + uint32(reason)
 }
+
+// MapSet is the maps among the loaded objects.
+func (o *vxObjects) MapSet() *Maps { return &o.vxMaps }
+
+// ProgramSet is the programs among the loaded objects.
+func (o *vxObjects) ProgramSet() *Programs { return &o.vxPrograms }

@@ -23,7 +23,6 @@ type VTEP struct {
 	SrcMAC, DstMAC fdb.MAC // DstMAC is the next hop's
 	MACs           bool    // both MACs are right now, and the daemon keeps them so while its lease lasts
 	MTU            uint16  // path MTU, outer IP header included
-	Low, High      uint16  // UDP source ports, host order; the kernel uses Low up to High-1
 }
 
 // VTEPKey is what tells two outer headers apart for good: the rest follows the
@@ -32,6 +31,7 @@ type VTEPKey struct {
 	Local, Remote netip.Addr // IPv4
 	Port          uint16     // UDP destination port, host order
 	TTL           uint8
+	Low, High     uint16 // UDP source ports, host order; the kernel uses Low up to High-1
 }
 
 // Template builds the value that the programs read: the outer header with all
@@ -131,9 +131,9 @@ func (t *VTEPs) All() (map[uint32]VTEP, error) {
 		v := VTEP{
 			VTEPKey: VTEPKey{
 				Local: netip.AddrFrom4([4]byte(o[26:30])), Remote: addr4(b.Remote),
-				Port: binary.BigEndian.Uint16(o[36:]), TTL: o[22],
+				Port: binary.BigEndian.Uint16(o[36:]), TTL: o[22], Low: b.PortMin, High: b.PortMin + b.PortRange,
 			},
-			Device: b.Ifindex, MACs: b.Flags&bpf.VTEPMACs != 0, MTU: b.Mtu, Low: b.PortMin, High: b.PortMin + b.PortRange,
+			Device: b.Ifindex, MACs: b.Flags&bpf.VTEPMACs != 0, MTU: b.Mtu,
 		}
 		copy(v.DstMAC[:], o[0:6])
 		copy(v.SrcMAC[:], o[6:12])

@@ -13,7 +13,8 @@ import (
 )
 
 // Config is one host's configuration, checked: every value is in range and no
-// two networks contradict each other.
+// two networks contradict each other. Load and Parse make it; one built by
+// hand is unchecked, and its ErrorAt knows the file only.
 type Config struct {
 	// Underlay holds the defaults that each network may override.
 	Underlay Underlay
@@ -23,16 +24,32 @@ type Config struct {
 	Networks []Network
 	// File is where the bytes came from, for messages.
 	File string
+
+	src *source // nil in a Config built by hand
+}
+
+// Network returns the network of that name, nil if there is none.
+func (c *Config) Network(name string) *Network {
+	for i := range c.Networks {
+		if c.Networks[i].Name == name {
+			return &c.Networks[i]
+		}
+	}
+	return nil
 }
 
 // Underlay says how outer packets leave the host.
 type Underlay struct {
+	// Device is the link that leads to the other hosts. Never empty in a
+	// Network; empty in Config.Underlay when each network names its own.
 	Device string
 	// Local is the outer source address. Invalid: the first address of Device
 	// in the family of the network's remotes or group.
 	Local netip.Addr
 	Port  uint16 // UDP destination port, host order
-	// TTL is the outer TTL or hop limit, 1..255. 0: the kernel's default (1 for a multicast group).
+	// TTL is the outer TTL or hop limit, 1..255. 0: not given, the kernel's
+	// default for unicast. A Network with a Group never has 0 or 1: the kernel
+	// would send with 1, so what is not given becomes DefaultGroupTTL.
 	TTL int
 	// MTU of the underlay path in bytes. 0: the device's.
 	MTU int
@@ -57,31 +74,61 @@ type Log struct {
 // Network is one overlay segment: a VNI, the bridge it belongs to, the vxlan
 // link that joins the two.
 type Network struct {
-	Name     string
-	VNI      fdb.VNI
-	Bridge   Bridge
-	Link     string // name of the vxlan device, default encap-<name>
+	Name   string
+	VNI    fdb.VNI
+	Bridge Bridge
+	Link   string // name of the vxlan device, default encap-<name>
+	// Underlay is complete: the network's own values over those of the host.
 	Underlay Underlay
+	// Datapath is complete too.
 	Datapath Datapath
 	// Group is a multicast group for BUM traffic, invalid if unused.
 	Group netip.Addr
-	// Remotes get a copy of each BUM frame (head-end replication).
+	// Remotes get a copy of each BUM frame (head-end replication). Group and
+	// Remotes may both be given (a migration), or neither (static entries, or a
+	// control plane that fills the kernel's FDB). One family per network.
 	Remotes []netip.Addr
 	FDB     []StaticEntry
 	// MTU of vxlan link and bridge in bytes. 0: the underlay's MTU less the encapsulation overhead.
 	MTU      int
 	Learning bool
-	// Ageing of learned entries, in the bridge and in the vxlan device. 0 in the file means "never".
+	// Ageing of learned entries, in the bridge and in the vxlan device, whole
+	// seconds. 0 means "never". The vxlan driver reads 0 the same way; a bridge
+	// does not: to it 0 means "at once", so never write 0 to one.
 	Ageing time.Duration
+}
+
+// V6 reports whether outer packets of the network are IPv6. False when nothing
+// in the file says so.
+func (n *Network) V6() bool {
+	switch {
+	case n.Group.IsValid():
+		return n.Group.Is6()
+	case len(n.Remotes) > 0:
+		return n.Remotes[0].Is6()
+	case n.Underlay.Local.IsValid():
+		return n.Underlay.Local.Is6()
+	case len(n.FDB) > 0:
+		return n.FDB[0].VTEP.Is6()
+	}
+	return false
 }
 
 // Bridge says what the ifupdown stanza of the bridge said.
 type Bridge struct {
-	Name         string
+	Name string
+	// Addresses of this host on the bridge, host part kept.
 	Addresses    []netip.Prefix
 	STP          *bool          // nil: leave as found, off on a bridge that we make
-	ForwardDelay *time.Duration // nil: leave as found, 0 on a bridge that we make
+	ForwardDelay *time.Duration // multiple of 10 ms; nil: leave as found, 0 on a bridge that we make
 }
+
+// What a key means that is not given.
+const (
+	DefaultPort     = 4789 // UDP, RFC 7348 section 5; the kernel's own default is 8472
+	DefaultGroupTTL = 5    // with a multicast group
+	DefaultAgeing   = 300 * time.Second
+)
 
 // StaticEntry is a configured forwarding entry: frames to MAC go to VTEP.
 type StaticEntry struct {

@@ -21,6 +21,10 @@ type Link struct {
 	// PeerElsewhere: a veth whose other end lives in another network namespace
 	// (IFLA_LINK_NETNSID present).
 	PeerElsewhere bool
+	// Peer is the ifindex of a veth's other end, in the namespace of that end. 0 if not a veth.
+	Peer    int
+	Carrier bool   // IFF_LOWER_UP
+	Alias   string // IFLA_IFALIAS
 
 	Bridge *Bridge // set when Kind is "bridge"
 	VXLAN  *VXLAN  // set when Kind is "vxlan"
@@ -33,6 +37,14 @@ type Bridge struct {
 	ForwardDelay  time.Duration
 	Ageing        time.Duration
 	VLANFiltering bool
+	// NFCallIPTables, NFCallIP6Tables, NFCallARPTables: this bridge hands its
+	// frames to the layer 3 netfilter hooks whatever the sysctls say.
+	NFCallIPTables  bool
+	NFCallIP6Tables bool
+	NFCallARPTables bool
+	// GroupFwdMask is the set of 01:80:c2:00:00:0X addresses that the bridge
+	// forwards although they are link-local, bit X for address X.
+	GroupFwdMask uint16
 }
 
 // VXLAN holds the attributes of a vxlan device.
@@ -53,6 +65,17 @@ type VXLAN struct {
 	External bool // collect-metadata: it has no VNI of its own
 	GBP      bool
 	GPE      bool
+	// TTLInherit: the outer TTL is copied from the inner packet, TTL is 0.
+	TTLInherit bool
+	// UDPZeroCsum6TX, UDPZeroCsum6RX: no outer UDP checksum sent, none wanted, on an IPv6 underlay (RFC 6935).
+	UDPZeroCsum6TX bool
+	UDPZeroCsum6RX bool
+	Proxy          bool // the device answers ARP and ND from its neighbour table
+	RSC            bool // route short circuit: it rewrites inner MACs
+	L2Miss, L3Miss bool // misses are told to user space
+	RemCsum        bool // remote checksum offload, either way: a VXLAN header bit in use
+	VNIFilter      bool // External with a list of VNIs
+	FlowLabel      uint32
 }
 
 // Port holds the attributes of a bridge port.
@@ -64,6 +87,9 @@ type Port struct {
 	UnicastFlood  bool
 	Locked        bool
 	NeighSuppress bool
+	MAB           bool // MAC authentication bypass: entries learned on the locked port wait for leave
+	VLANTunnel    bool // VLAN to tunnel id mapping in use
+	BackupPort    int  // ifindex of the port that takes over without carrier, 0 if none
 }
 
 // PortState is the spanning tree state of a bridge port (linux/if_bridge.h).
@@ -93,6 +119,7 @@ type FDBEntry struct {
 	Static  bool
 	Sticky  bool
 	Extern  bool    // NTF_EXT_LEARNED: put there by a control plane
+	Waiting bool    // NTF_EXT_LOCKED: seen on a locked port, frames to it are not forwarded
 	VLAN    uint16  // 0 if none
 	VNI     fdb.VNI // NDA_VNI or NDA_SRC_VNI if it differs from the device's, 0 if absent
 	Port    uint16  // NDA_PORT, UDP port in host order if it differs from the device's, 0 if absent
@@ -101,13 +128,20 @@ type FDBEntry struct {
 	// Age is the time since the kernel last had a frame from this MAC
 	// (NDA_CACHEINFO ndm_updated for a bridge).
 	Age time.Duration
+	// Used is the time since the kernel last looked the MAC up to send to it (NDA_CACHEINFO ndm_used).
+	Used time.Duration
 }
 
 // Address is one IP address of a link.
 type Address struct {
 	Link   int
 	Prefix netip.Prefix // the address with the length of its subnet
+	// Tentative: duplicate address detection has not ended or has failed; the kernel does not send from it.
+	Tentative bool
 }
+
+// LinkLocal reports an address of 169.254.0.0/16 or fe80::/10.
+func (a Address) LinkLocal() bool { return a.Prefix.Addr().IsLinkLocalUnicast() }
 
 // Neighbour is one entry of the ARP or ND table.
 type Neighbour struct {
@@ -116,6 +150,8 @@ type Neighbour struct {
 	MAC   fdb.MAC
 	Valid bool // the kernel would send to this MAC now (NUD_VALID)
 	Stale bool // valid but unconfirmed (NUD_STALE): using it starts a probe
+	// Permanent: set by hand; the kernel never probes it (NUD_PERMANENT).
+	Permanent bool
 }
 
 // Route is the kernel's answer to "how do I reach this VTEP".
@@ -124,5 +160,6 @@ type Route struct {
 	Src    netip.Addr // preferred source
 	// NextHop is the address to resolve: the gateway, or the destination itself when it is on link.
 	NextHop netip.Addr
-	MTU     int // route or learnt path MTU in bytes, outer IP header included; 0: the device's
+	MTU     int  // route or learnt path MTU in bytes, outer IP header included; 0: the device's
+	Local   bool // the destination is an address of this host
 }

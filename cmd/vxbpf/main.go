@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command vxbpf is an eBPF-accelerated VXLAN data path for Linux bridges.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/vxbpf/vxbpf/loader"
+	"github.com/vxbpf/vxbpf/loader/config"
+)
+
+// Exit codes. They are interface: see `vxbpf help`.
+const (
+	exitOK       = 0
+	exitError    = 1
+	exitUsage    = 2 // usage or config
+	exitDegraded = 3 // running, on the kernel fallback
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, env{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv}, os.Args[1:]))
+}
+
+// env is what a command gets from outside, so that tests can call run in process.
+type env struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	getenv         func(string) string
+}
+
+// app is the state that commands share.
+type app struct {
+	env
+	opt      loader.Options
+	output   string // text or json
+	logLevel string
+	logForm  string
+}
+
+// exit carries a code through cobra.
+type exit struct {
+	code int
+	err  error
+}
+
+func (e exit) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit %d", e.code)
+	}
+	return e.err.Error()
+}
+func (e exit) Unwrap() error { return e.err }
+
+func usage(err error) error { return exit{exitUsage, err} }
+
+func run(ctx context.Context, e env, args []string) int {
+	a := &app{env: e}
+	root := a.root()
+	root.SetArgs(args)
+	root.SetIn(e.stdin)
+	root.SetOut(e.stdout)
+	root.SetErr(e.stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	var x exit
+	code := exitError
+	if errors.As(err, &x) {
+		code = x.code
+		if x.err == nil {
+			return code
+		}
+	}
+	var bad *config.Error
+	if errors.As(err, &bad) {
+		code = exitUsage
+	}
+	fmt.Fprintln(e.stderr, "vxbpf:", err)
+	return code
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "vxbpf",
+		Short: "eBPF-accelerated VXLAN for Linux bridges",
+		Long: `vxbpf carries the known unicast of VXLAN networks in BPF and leaves all else to the kernel.
+
+Bridges, containers and the kernel's FDB stay what they are: the fast path only repeats what the kernel has decided.
+
+Exit codes: 0 ok, 1 error, 2 usage or config, 3 running degraded on the kernel fallback.`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return usage(fmt.Errorf("%w (see `%s --help`)", err, c.CommandPath()))
+	})
+	f := root.PersistentFlags()
+	f.StringVar(&a.opt.Instance, "instance", "", "name of this data path, where a host runs several (default $VXBPF_INSTANCE, else \"default\")")
+	f.StringVar(&a.opt.PinRoot, "pin-root", loader.DefaultPinRoot, "directory on a bpf file system for pinned maps and links")
+	f.StringVar(&a.opt.RunRoot, "run-root", loader.DefaultRunDir, "directory for state and lock")
+	f.StringVar(&a.logLevel, "log-level", "", "debug, info, warn or error (default: the config's)")
+	f.StringVar(&a.logForm, "log-format", "", "text or json (default: the config's)")
+	root.PersistentPreRunE = func(*cobra.Command, []string) error {
+		if a.opt.Instance == "" {
+			a.opt.Instance = a.getenv("VXBPF_INSTANCE")
+		}
+		if a.output != "" && a.output != "text" && a.output != "json" {
+			return usage(fmt.Errorf("unknown output %q: want text or json", a.output))
+		}
+		if err := a.opt.Check(); err != nil {
+			return usage(err)
+		}
+		return nil
+	}
+	root.AddCommand(a.load(), a.unload(), a.status(), a.validate(), a.lab(), a.version())
+	// Unknown words are usage errors, and what a command takes is checked by cobra.
+	for _, c := range root.Commands() {
+		wrapArgs(c)
+	}
+	return root
+}
+
+// wrapArgs makes a wrong number of arguments a usage error, with the way out.
+func wrapArgs(c *cobra.Command) {
+	if check := c.Args; check != nil {
+		c.Args = func(c *cobra.Command, args []string) error {
+			if err := check(c, args); err != nil {
+				return usage(fmt.Errorf("%w (see `%s --help`)", err, c.CommandPath()))
+			}
+			return nil
+		}
+	}
+	for _, s := range c.Commands() {
+		wrapArgs(s)
+	}
+}
+
+// outputFlag adds -o to a command that reads.
+func (a *app) outputFlag(c *cobra.Command) {
+	c.Flags().StringVarP(&a.output, "output", "o", "text", "text or json")
+	_ = c.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
+}
+
+func (a *app) json() bool { return a.output == "json" }
+
+func (a *app) printJSON(v any) error {
+	enc := json.NewEncoder(a.stdout)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+// logger writes to stderr: under systemd that is the journal.
+func (a *app) logger(c config.Log) (*slog.Logger, error) {
+	if a.logLevel != "" {
+		c.Level = a.logLevel
+	}
+	if a.logForm != "" {
+		c.Format = a.logForm
+	}
+	var level slog.Level
+	if c.Level == "" {
+		c.Level = "info"
+	}
+	if err := level.UnmarshalText([]byte(c.Level)); err != nil {
+		return nil, usage(fmt.Errorf("unknown log level %q: want debug, info, warn or error", c.Level))
+	}
+	o := &slog.HandlerOptions{Level: level}
+	switch c.Format {
+	case "json":
+		return slog.New(slog.NewJSONHandler(a.stderr, o)), nil
+	case "", "text":
+		return slog.New(slog.NewTextHandler(a.stderr, o)), nil
+	}
+	return nil, usage(fmt.Errorf("unknown log format %q: want text or json", c.Format))
+}

@@ -1,0 +1,1057 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package loader makes a host match its config and keeps the data path right:
+// specs become loaded programs, loaded programs become attached hooks, and what
+// the kernel decides goes into the maps.
+package loader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/vxbpf/vxbpf/loader/config"
+	"github.com/vxbpf/vxbpf/loader/kernel"
+	"github.com/vxbpf/vxbpf/loader/reconcile"
+	vxmaps "github.com/vxbpf/vxbpf/maps"
+	"github.com/vxbpf/vxbpf/maps/fdb"
+)
+
+// Options of an instance.
+type Options struct {
+	// Instance tells the data paths of one host apart, for example by network
+	// namespace. Letters, digits, '-' and '_'.
+	Instance string
+	PinRoot  string // DefaultPinRoot
+	RunRoot  string // DefaultRunDir
+	// Attach is "tcx", "clsact", or "auto": tcx where the kernel has it.
+	Attach string
+	// Recreate allows deleting a vxlan link that vxbpf did not make, where it cannot be changed in place.
+	Recreate bool
+	// Once leaves the data path without a daemon: leases do not end.
+	Once bool
+	Log  *slog.Logger
+	// Ready is called when the data path is up, with a line for a person; nil for nobody.
+	Ready func(status string)
+}
+
+func (o Options) runDir() string { return filepath.Join(o.RunRoot, o.Instance) }
+func (o Options) pinDir() string { return filepath.Join(o.PinRoot, o.Instance) }
+
+// Check fills in defaults and refuses what cannot be a name.
+func (o *Options) Check() error {
+	if o.Instance == "" {
+		o.Instance = "default"
+	}
+	for _, r := range o.Instance {
+		if !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_') {
+			return fmt.Errorf("use instance %q: %q is not allowed; use letters, digits, '-' and '_'", o.Instance, r)
+		}
+	}
+	if len(o.Instance) > 64 {
+		return fmt.Errorf("use instance %q: longer than 64 characters", o.Instance)
+	}
+	if o.PinRoot == "" {
+		o.PinRoot = DefaultPinRoot
+	}
+	if o.RunRoot == "" {
+		o.RunRoot = DefaultRunDir
+	}
+	switch o.Attach {
+	case "":
+		o.Attach = "auto"
+	case "auto", "tcx", "clsact":
+	default:
+		return fmt.Errorf("attach by %q: want auto, tcx or clsact", o.Attach)
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+// RunDir is where the instance keeps its state; PinDir where its maps are pinned.
+func (o Options) RunDir() string { return o.runDir() }
+
+// Daemon is one loaded instance.
+type Daemon struct {
+	opt   Options
+	log   *slog.Logger
+	lock  *lock
+	h     *kernel.Handle
+	plan  *reconcile.Plan
+	state State
+	dirty bool // the state file is behind
+	fresh bool // nothing was loaded before
+
+	view *view
+	nets []*network
+	sys  sysctls
+
+	// Below: nil or empty when no network runs on BPF.
+	dp    *datapath
+	at    attacher
+	vteps *vteps
+	// What the maps and hooks hold as far as we know.
+	fdb      map[fdb.Key]placed
+	ports    map[uint32]vxmaps.Port
+	networks map[vxmaps.NetworkKey]vxmaps.Network
+	hooks    map[hook]bool
+	full     bool // the FDB map refused an entry: said once
+}
+
+// placed is an entry of the FDB map, with the outer header that it points to.
+type placed struct {
+	fdb.Entry
+	vtep vxmaps.VTEPKey // of a remote entry
+}
+
+const (
+	// The lease outlives several missed renewals, so that a busy host does not
+	// lose its cached headers, and ends soon after the daemon has.
+	leaseTime   = 5 * time.Second
+	leaseRenew  = time.Second
+	resyncEvery = 30 * time.Second
+)
+
+// ErrNotPermitted is wrapped by errors that a capable process would not get.
+var ErrNotPermitted = errors.New("not permitted")
+
+// NetAdmin returns an error if the process may not change network links.
+func NetAdmin() error {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &data[0]); err != nil {
+		return fmt.Errorf("read own capabilities: %w", err)
+	}
+	if data[0].Effective&(1<<unix.CAP_NET_ADMIN) == 0 {
+		return fmt.Errorf("change network links: %w: CAP_NET_ADMIN is missing; run as root", ErrNotPermitted)
+	}
+	return nil
+}
+
+// Snapshot lists what the host has now.
+func Snapshot(h *kernel.Handle) (s reconcile.Snapshot, err error) {
+	if s.Links, err = h.Links(); err != nil {
+		return s, err
+	}
+	if s.Addresses, err = h.Addresses(); err != nil {
+		return s, err
+	}
+	s.FDB, err = h.FDB()
+	return s, err
+}
+
+// Plan says what Load would do, and does nothing.
+func Plan(cfg *config.Config, opt Options) (*reconcile.Plan, error) {
+	if err := opt.Check(); err != nil {
+		return nil, err
+	}
+	h, err := kernel.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer h.Close()
+	var owned reconcile.Owned
+	if s, err := ReadState(opt.runDir()); err == nil {
+		owned = s.Owned
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	return newPlan(h, cfg, owned, opt)
+}
+
+func newPlan(h *kernel.Handle, cfg *config.Config, owned reconcile.Owned, opt Options) (*reconcile.Plan, error) {
+	snap, err := Snapshot(h)
+	if err != nil {
+		return nil, err
+	}
+	return reconcile.NewPlan(cfg, snap, owned, reconcile.Options{
+		Recreate: opt.Recreate,
+		Position: cfg,
+		InPlace:  []reconcile.Attr{reconcile.AttrGroup, reconcile.AttrLocal, reconcile.AttrDevice},
+	})
+}
+
+// Load makes the host match the config and brings the data path up. On an
+// error the host is as it was. Run must follow, or Close.
+func Load(ctx context.Context, cfg *config.Config, opt Options) (_ *Daemon, err error) {
+	if err := opt.Check(); err != nil {
+		return nil, err
+	}
+	if err := NetAdmin(); err != nil {
+		return nil, err
+	}
+	d := &Daemon{opt: opt, log: opt.Log, view: newView(), hooks: map[hook]bool{}, fdb: map[fdb.Key]placed{},
+		ports: map[uint32]vxmaps.Port{}, networks: map[vxmaps.NetworkKey]vxmaps.Network{}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.abandon())
+		}
+	}()
+	if d.lock, err = takeLock(opt.runDir(), opt.Instance); err != nil {
+		return nil, err
+	}
+	old, err := ReadState(opt.runDir())
+	d.fresh = err != nil
+	switch {
+	case err == nil:
+		d.state.Owned, d.state.Qdiscs = old.Owned, old.Qdiscs
+	case !errors.Is(err, os.ErrNotExist):
+		return nil, err
+	}
+	if d.h, err = kernel.Open(); err != nil {
+		return nil, err
+	}
+	if d.plan, err = newPlan(d.h, cfg, d.state.Owned, opt); err != nil {
+		return nil, err
+	}
+
+	// The programs first: where they must load and do not, nothing has changed yet.
+	why, err := d.open(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.number(cfg, why); err != nil {
+		return nil, err
+	}
+	d.state.Version, d.state.Instance, d.state.Config = StateVersion, opt.Instance, cfg.File
+	d.state.Since, d.state.Once, d.state.Reason = time.Now().UTC().Truncate(time.Second), opt.Once, why
+	d.state.Networks = []NetworkState{}
+	if old != nil {
+		d.state.Networks = old.Networks // until the new ones stand
+	}
+	if d.dp != nil {
+		d.state.Pins = d.dp.pins
+	}
+	for _, a := range d.plan.Actions {
+		if a.Verb != reconcile.Keep {
+			d.log.Info(a.String())
+		}
+	}
+	d.state.Owned, err = reconcile.Apply(ctx, d.plan, host{d.h}, func(o reconcile.Owned) error {
+		d.state.Owned = o
+		return d.state.write(opt.runDir())
+	})
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// open loads the programs if any network wants them. why is the reason for
+// running without although some network would have liked to.
+func (d *Daemon) open(cfg *config.Config) (why string, err error) {
+	wanted, forced := 0, false
+	for i := range cfg.Networks {
+		if cfg.Networks[i].Datapath != config.Kernel {
+			wanted++
+		}
+		forced = forced || cfg.Networks[i].Datapath == config.TC
+	}
+	if wanted == 0 {
+		return "", nil
+	}
+	d.dp, err = openDatapath(d.opt.pinDir(), sizesFor(len(cfg.Networks)))
+	if err == nil {
+		d.at, err = d.newAttacher()
+	}
+	if err == nil {
+		return "", nil
+	}
+	if forced {
+		return "", fmt.Errorf("datapath tc: %w (datapath auto would fall back to kernel vxlan)", err)
+	}
+	if !cannotRun(err) {
+		return "", err
+	}
+	if d.dp != nil {
+		err = errors.Join(err, d.dp.close())
+		d.dp = nil
+	}
+	return oneLine(err), nil
+}
+
+// cannotRun: this host does not let BPF run, as opposed to something being wrong with it.
+func cannotRun(err error) bool {
+	var verifier *ebpf.VerifierError
+	return errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) ||
+		errors.Is(err, unix.ENOSYS) || errors.As(err, &verifier) || errors.Is(err, unix.ENODEV)
+}
+
+// oneLine is for status and the log; a verifier's whole log is for -v.
+func oneLine(err error) string {
+	s, _, _ := strings.Cut(err.Error(), "\n")
+	return s
+}
+
+func (d *Daemon) newAttacher() (attacher, error) {
+	links := filepath.Join(d.opt.pinDir(), "links")
+	if d.opt.Attach == "clsact" {
+		return d.newClsact()
+	}
+	err := haveTCX(1, d.dp.objs.VxTcEncap) // loopback, in every namespace
+	if err == nil {
+		return &tcx{dir: links}, nil
+	}
+	if d.opt.Attach == "tcx" || !errors.Is(err, ebpf.ErrNotSupported) {
+		return nil, fmt.Errorf("try tcx: %w", err)
+	}
+	return d.newClsact()
+}
+
+func (d *Daemon) newClsact() (attacher, error) {
+	return newClsact(d.opt.Instance,
+		func(i int) bool { return slices.Contains(d.state.Qdiscs, i) },
+		func(i int, made bool) error {
+			have := slices.Contains(d.state.Qdiscs, i)
+			if have == made {
+				return nil
+			}
+			d.state.Qdiscs = slices.DeleteFunc(d.state.Qdiscs, func(q int) bool { return q == i })
+			if made {
+				d.state.Qdiscs = append(d.state.Qdiscs, i)
+			}
+			return d.state.write(d.opt.runDir())
+		})
+}
+
+// number gives each network its place in the maps: the one it has there already, or a free one.
+func (d *Daemon) number(cfg *config.Config, why string) error {
+	taken := map[fdb.NetID]bool{}
+	ids := map[vxmaps.NetworkKey]fdb.NetID{}
+	if d.dp != nil {
+		have, err := d.dp.maps.Networks.All()
+		if err != nil {
+			return err
+		}
+		d.networks = have
+		for k, n := range have {
+			ids[k] = n.Net
+			taken[n.Net] = true
+		}
+	}
+	next := fdb.NetID(1)
+	for i := range d.plan.Resolved {
+		r := &d.plan.Resolved[i]
+		n := &network{cfg: *r.Config, local: r.Local}
+		n.cfg.Underlay.Device = r.Device.Name
+		d.nets = append(d.nets, n)
+		switch {
+		case n.cfg.Datapath == config.Kernel:
+			n.fallback = "datapath: kernel in the config"
+		case d.dp == nil:
+			n.fallback = why
+		case r.V6:
+			n.fallback = "IPv6 underlay: not on the fast path"
+			if n.cfg.Datapath == config.TC {
+				return cfg.ErrorAt(fmt.Sprintf("networks[%d].datapath", i), "datapath tc does not carry an IPv6 underlay", "use datapath: auto or kernel for this network")
+			}
+		}
+		if n.fallback != "" {
+			continue
+		}
+		id, ok := ids[n.key()]
+		if !ok {
+			for taken[next] {
+				next++
+			}
+			if uint32(next) >= d.dp.maps.Counters.Networks() {
+				return fmt.Errorf("number network %s: the maps hold %d networks", n.cfg.Name, d.dp.maps.Counters.Networks()-1)
+			}
+			id = next
+			taken[id] = true
+			if err := d.dp.maps.Counters.Reset(id); err != nil {
+				return err
+			}
+		}
+		n.id = id
+	}
+	return nil
+}
+
+// fast are the networks on BPF.
+func (d *Daemon) fast() (out []*network) {
+	for _, n := range d.nets {
+		if n.fallback == "" {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// Run brings the hooks up, says ready, and follows the kernel until ctx ends.
+// With Once it returns as soon as the data path stands. The data path stays.
+func (d *Daemon) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var sub *kernel.Subscription
+	if d.dp != nil {
+		var err error
+		// Before the first dump: what happens meanwhile is in the queue.
+		if sub, err = d.h.Subscribe(ctx, kernel.SubscribeOptions{}); err != nil {
+			return err
+		}
+		defer sub.Close()
+		if err := d.start(); err != nil {
+			return err
+		}
+	} else {
+		// An earlier run may have left programs: they would go on with maps that nobody keeps.
+		d.tell("take left-over programs off", d.takeOff())
+	}
+	d.publish()
+	if err := d.state.write(d.opt.runDir()); err != nil {
+		return err
+	}
+	if d.state.Reason != "" {
+		d.log.Warn("BPF is not in use, all networks run on kernel vxlan", "mode", config.Kernel, "err", d.state.Reason)
+	}
+	if d.opt.Ready != nil {
+		d.opt.Ready(d.summary())
+	}
+	if d.opt.Once {
+		if d.dp != nil {
+			return d.dp.maps.Control.SetLease(vxmaps.Forever)
+		}
+		return nil
+	}
+	if d.dp == nil {
+		<-ctx.Done()
+		return nil
+	}
+	events := make(chan []kernel.Event)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		for {
+			e, err := sub.Next()
+			if err != nil {
+				return err
+			}
+			select {
+			case events <- e:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	})
+	g.Go(func() error { return d.follow(ctx, events) })
+	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// start fills the maps, then attaches: a program never runs over maps that are not there yet.
+func (d *Daemon) start() error {
+	var err error
+	if d.vteps, err = newVTEPs(d.dp.maps.VTEPs, d.h); err != nil {
+		return err
+	}
+	if d.ports, err = d.dp.maps.Ports.All(); err != nil {
+		return err
+	}
+	have, err := d.at.present()
+	if err != nil {
+		return err
+	}
+	for _, h := range have {
+		d.hooks[h] = true
+	}
+	if err := d.renew(); err != nil {
+		return err
+	}
+	if err := d.resync(); err != nil {
+		return err
+	}
+	if err := d.vteps.sweep(); err != nil {
+		return err
+	}
+	return errors.Join(d.detachOther(), d.dp.prune())
+}
+
+// detachOther takes off what an earlier run attached in the other way, tcx or
+// clsact: attached twice, a packet would be looked at twice.
+func (d *Daemon) detachOther() error {
+	var other attacher = &tcx{dir: filepath.Join(d.opt.pinDir(), "links")}
+	if d.at.name() == "tcx" {
+		var err error
+		if other, err = d.newClsact(); err != nil {
+			return err
+		}
+	}
+	defer other.close()
+	hooks, err := other.present()
+	if err != nil {
+		return err
+	}
+	for _, h := range hooks {
+		if err := other.detach(h); err != nil {
+			return err
+		}
+		d.log.Info("left-over program taken off", "program", h.program, "dev", d.devName(h.ifindex), "mode", other.name())
+	}
+	return nil
+}
+
+func (d *Daemon) renew() error { return d.dp.maps.Control.SetLease(vxmaps.Now() + leaseTime) }
+
+// follow is the mirror's loop.
+func (d *Daemon) follow(ctx context.Context, events <-chan []kernel.Event) error {
+	lease := time.NewTicker(leaseRenew)
+	defer lease.Stop()
+	full := time.NewTicker(resyncEvery)
+	defer full.Stop()
+	soon := make(<-chan time.Time) // a dump that was asked for, after a pause
+	pending := false
+	for {
+		again := false
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case batch := <-events:
+			var err error
+			if again, err = d.handle(batch); err != nil {
+				return err
+			}
+		case <-lease.C:
+			if err := d.renew(); err != nil {
+				return err
+			}
+			d.tell("probe neighbours", d.vteps.keepAlive(d.view))
+		case <-full.C:
+			// Path MTUs are learnt without an event, and entries that a program
+			// removed may be right after all.
+			again = true
+		case <-soon:
+			pending = false
+			if err := d.resync(); err != nil {
+				return err
+			}
+		}
+		if again && !pending {
+			pending = true
+			soon = time.After(100 * time.Millisecond)
+		}
+		if d.dirty {
+			d.dirty = false
+			d.tell("write state", d.state.write(d.opt.runDir()))
+		}
+	}
+}
+
+// tell logs an error that the next round may well mend.
+func (d *Daemon) tell(what string, err error) {
+	if err != nil {
+		d.log.Warn(what, "err", err)
+	}
+}
+
+// handle takes a batch of events into the view, then brings the maps in line.
+// again asks for a full dump.
+func (d *Daemon) handle(batch []kernel.Event) (again bool, err error) {
+	links, paths := false, false
+	macs := map[*network]map[fdb.MAC]bool{}
+	touch := func(e kernel.FDBEntry) {
+		for _, n := range d.fast() {
+			if e.Self && n.link.Index == e.Link || !e.Self && n.bridge.Index == e.Bridge {
+				if macs[n] == nil {
+					macs[n] = map[fdb.MAC]bool{}
+				}
+				macs[n][e.MAC] = true
+			}
+		}
+	}
+	for _, e := range batch {
+		switch e := e.(type) {
+		case kernel.LinkChanged:
+			if old, ok := d.view.links[e.Index]; !ok || !sameLink(old, e.Link) {
+				links = true
+			}
+			d.view.links[e.Index] = e.Link
+		case kernel.LinkGone:
+			delete(d.view.links, e.Index)
+			delete(d.view.bridgeFDB, e.Index)
+			delete(d.view.vxlanFDB, e.Index)
+			links = true
+		case kernel.PortChanged:
+			l, ok, err := d.h.LinkByIndex(e.Index)
+			if err != nil {
+				return again, err
+			}
+			if ok {
+				d.view.links[e.Index] = l
+			}
+			links = true
+		case kernel.PortGone:
+			if l, ok := d.view.links[e.Index]; ok && l.Master == e.Bridge {
+				l.Master, l.Port = 0, nil
+				d.view.links[e.Index] = l
+			}
+			links = true
+		case kernel.FDBChanged:
+			again = d.view.setFDB(e.FDBEntry) || again
+			touch(e.FDBEntry)
+		case kernel.FDBGone:
+			d.view.delFDB(e.FDBEntry)
+			touch(e.FDBEntry)
+		case kernel.NeighbourChanged:
+			k := neighbourKey{e.Link, e.IP}
+			d.view.neighbours[k] = e.Neighbour
+			if err := d.vteps.neighbour(k, d.view); err != nil {
+				return again, err
+			}
+		case kernel.NeighbourGone:
+			k := neighbourKey{e.Link, e.IP}
+			delete(d.view.neighbours, k)
+			if err := d.vteps.neighbour(k, d.view); err != nil {
+				return again, err
+			}
+		case kernel.RouteChanged, kernel.AddressChanged:
+			paths = true
+		case kernel.NextHopChanged:
+		case kernel.Overrun:
+			d.log.Warn("rtnetlink events were lost, reading everything again", "err", e.Err)
+			again = true
+		}
+	}
+	if links || paths {
+		if err := d.vteps.updateAll(d.view); err != nil {
+			return again, err
+		}
+	}
+	if links {
+		return again, d.sync()
+	}
+	now := vxmaps.Now()
+	for n, set := range macs {
+		for mac := range set {
+			if err := d.syncMAC(n, mac, now); err != nil {
+				return again, err
+			}
+		}
+	}
+	return again, nil
+}
+
+// sameLink ignores what the data path does not depend on.
+func sameLink(a, b kernel.Link) bool {
+	a.Carrier, b.Carrier, a.Alias, b.Alias = false, false, "", ""
+	return a.Index == b.Index && a.Name == b.Name && a.Kind == b.Kind && a.MAC == b.MAC && a.MTU == b.MTU && a.Up == b.Up &&
+		a.Master == b.Master && a.PeerElsewhere == b.PeerElsewhere && same(a.Bridge, b.Bridge) && same(a.VXLAN, b.VXLAN) && same(a.Port, b.Port)
+}
+
+func same[T comparable](a, b *T) bool { return a == b || a != nil && b != nil && *a == *b }
+
+// resync reads everything from the kernel and from the FDB map, and mends what differs.
+func (d *Daemon) resync() error {
+	v := newView()
+	links, err := d.h.Links()
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		v.links[l.Index] = l
+	}
+	entries, err := d.h.FDB()
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Self {
+			// A dump lists every remote, so here a second one is a second one.
+			if e.VLAN == 0 {
+				t := v.vxlanFDB[e.Link]
+				if t == nil {
+					t = map[fdb.MAC][]kernel.FDBEntry{}
+					v.vxlanFDB[e.Link] = t
+				}
+				t[e.MAC] = append(t[e.MAC], e)
+			}
+			continue
+		}
+		v.setFDB(e)
+	}
+	neighbours, err := d.h.Neighbours()
+	if err != nil {
+		return err
+	}
+	for _, n := range neighbours {
+		v.neighbours[neighbourKey{n.Link, n.IP}] = n
+	}
+	d.view = v
+	if d.sys, err = readSysctls(d.h); err != nil {
+		return err
+	}
+
+	byIndex, err := d.dp.maps.VTEPs.All()
+	if err != nil {
+		return err
+	}
+	table, err := d.dp.maps.FDB.All(func(i uint32) netip.Addr { return byIndex[i].Remote })
+	if err != nil {
+		return err
+	}
+	return d.adopt(table)
+}
+
+// adopt replaces what we believe of the FDB map by what it holds, then syncs.
+func (d *Daemon) adopt(table fdb.Table) error {
+	for k := range d.fdb {
+		if _, still := table[k]; !still {
+			if err := d.forget(k); err != nil { // a program removed it
+				return err
+			}
+		}
+	}
+	for k := range table {
+		if _, known := d.fdb[k]; !known {
+			d.fdb[k] = placed{} // an earlier run's: like nothing, so the first sync writes or deletes it
+		}
+	}
+	if err := d.vteps.updateAll(d.view); err != nil {
+		return err
+	}
+	return d.sync()
+}
+
+func (d *Daemon) byID(id fdb.NetID) *network {
+	for _, n := range d.nets {
+		if n.id == id && id != 0 {
+			return n
+		}
+	}
+	return nil
+}
+
+// vtepKey is the outer header that a network uses towards a remote, as its vxlan link would make it.
+func (d *Daemon) vtepKey(n *network, remote netip.Addr) vxmaps.VTEPKey {
+	x := n.link.VXLAN
+	k := vxmaps.VTEPKey{Local: n.local, Remote: remote, Port: x.Port, TTL: uint8(x.TTL), Low: x.SrcLow, High: x.SrcHigh}
+	if k.TTL == 0 {
+		k.TTL = d.sys.ttl
+	}
+	if k.Low >= k.High {
+		k.Low, k.High = d.sys.low, d.sys.high
+	}
+	return k
+}
+
+// sysctls are the defaults that the vxlan device reads per packet.
+type sysctls struct {
+	ttl       uint8
+	low, high uint16
+}
+
+func readSysctls(h *kernel.Handle) (s sysctls, err error) {
+	if s.low, s.high, err = h.LocalPortRange(); err != nil {
+		return s, err
+	}
+	ttl, err := h.DefaultTTL()
+	s.ttl = uint8(ttl)
+	return s, err
+}
+
+// sync brings maps and hooks in line with the view. What is new goes into the
+// maps before a program can look for it, and what goes is taken off before its
+// entries are.
+func (d *Daemon) sync() error {
+	now := vxmaps.Now()
+	wantPorts := map[uint32]vxmaps.Port{}
+	wantNets := map[vxmaps.NetworkKey]vxmaps.Network{}
+	wantHooks := map[hook]string{}
+	wantFDB := fdb.Table{}
+	for _, n := range d.fast() {
+		was := n.off
+		n.resolve(d.view)
+		if n.off != was {
+			d.log.Info("network changed", "vni", n.cfg.VNI, "mode", n.mode(), "err", n.off)
+		}
+		off := n.off != ""
+		if n.bridge.Index == 0 || n.link.Index == 0 {
+			// Its links are gone: nothing to attach to, and packets are the kernel's.
+			wantNets[n.key()] = vxmaps.Network{Net: n.id, Local: n.local, Off: true}
+			continue
+		}
+		age := n.ageing()
+		wantNets[n.key()] = vxmaps.Network{Net: n.id, Local: n.local, Ageing: age, Refresh: refresh(age), Off: off}
+		port := vxmaps.Port{Net: n.id, VNI: n.cfg.VNI, MTU: mtu16(n.link.MTU), Ageing: age, Refresh: refresh(age), Off: off}
+		for _, l := range d.view.ports(n) {
+			p := port
+			ok, _ := forwards(l)
+			p.Off = off || !ok
+			wantPorts[uint32(l.Index)] = p
+			wantHooks[hook{"vx_tc_encap", l.Index, false}] = l.Name
+		}
+		wantPorts[uint32(n.bridge.Index)] = port
+		wantHooks[hook{"vx_tc_encap", n.bridge.Index, true}] = n.bridge.Name
+		wantPorts[uint32(n.link.Index)] = port
+		wantHooks[hook{"vx_tc_deliver", n.link.Index, false}] = n.link.Name
+		if dev, ok := d.view.linkByName(n.cfg.Underlay.Device); ok {
+			wantHooks[hook{"vx_tc_decap", dev.Index, false}] = dev.Name
+		}
+		maps.Copy(wantFDB, d.view.table(n, now))
+	}
+
+	// Entries that must not be used any more go first.
+	for k := range d.fdb {
+		if _, ok := wantFDB[k]; !ok {
+			if err := d.delEntry(k); err != nil {
+				return err
+			}
+		}
+	}
+	for k, v := range wantNets {
+		if err := d.dp.maps.Networks.Put(k, v); err != nil {
+			return err
+		}
+	}
+	for i, v := range wantPorts {
+		if old, ok := d.ports[i]; !ok || old != v {
+			if err := d.dp.maps.Ports.Put(i, v); err != nil {
+				return err
+			}
+		}
+	}
+	for k, e := range wantFDB {
+		if err := d.putEntry(k, e); err != nil {
+			return err
+		}
+	}
+	for h, dev := range wantHooks {
+		if err := d.attach(h, dev); err != nil {
+			return err
+		}
+	}
+	for h := range d.hooks {
+		if _, ok := wantHooks[h]; !ok {
+			if err := d.at.detach(h); err != nil {
+				return err
+			}
+			delete(d.hooks, h)
+		}
+	}
+	for i := range d.ports {
+		if _, ok := wantPorts[i]; !ok {
+			if err := d.dp.maps.Ports.Delete(i); err != nil {
+				return err
+			}
+		}
+	}
+	for k := range d.networks {
+		if _, ok := wantNets[k]; !ok {
+			if err := d.dp.maps.Networks.Delete(k); err != nil {
+				return err
+			}
+		}
+	}
+	d.ports, d.networks = wantPorts, wantNets
+	d.publish()
+	return nil
+}
+
+// attach is done at every sync, not only at new hooks: it finds its program in
+// place, or puts it back.
+func (d *Daemon) attach(h hook, dev string) error {
+	prog, err := program(d.dp.objs.ProgramSet(), h.program)
+	if err != nil {
+		return err
+	}
+	if err := d.at.attach(h, dev, prog); err != nil {
+		if l, ok, lerr := d.h.LinkByIndex(h.ifindex); lerr == nil && (!ok || l.Name != dev) {
+			return nil // it went or was renamed while we looked: its event is on the way
+		}
+		return err
+	}
+	d.hooks[h] = true
+	return nil
+}
+
+// syncMAC is sync for one MAC: what most events come down to.
+func (d *Daemon) syncMAC(n *network, mac fdb.MAC, now time.Duration) error {
+	k := fdb.Key{Net: n.id, MAC: mac}
+	want, ok := d.view.entry(n, mac, now)
+	if !ok {
+		return d.delEntry(k)
+	}
+	if have, known := d.fdb[k]; known && have.Same(want) {
+		// The kernel speaks of it, so a program may have removed it.
+		there, err := d.dp.maps.FDB.Has(k)
+		if err != nil || there {
+			return err
+		}
+		if err := d.delEntry(k); err != nil {
+			return err
+		}
+	}
+	return d.putEntry(k, want)
+}
+
+func (d *Daemon) putEntry(k fdb.Key, e fdb.Entry) error {
+	want := placed{Entry: e}
+	n := d.byID(k.Net)
+	if e.Kind == fdb.Remote {
+		want.vtep = d.vtepKey(n, e.VTEP)
+	}
+	old, known := d.fdb[k]
+	if known && old.Same(e) && old.vtep == want.vtep {
+		return nil
+	}
+	var index uint32
+	if e.Kind == fdb.Remote {
+		var err error
+		if index, err = d.vteps.acquire(want.vtep, n.cfg.Underlay.MTU, d.view); err != nil {
+			return d.refuse(k, err)
+		}
+	}
+	if err := d.dp.maps.FDB.Put(k, e, index); err != nil {
+		if e.Kind == fdb.Remote {
+			err = errors.Join(err, d.vteps.release(want.vtep))
+		}
+		return d.refuse(k, err)
+	}
+	d.fdb[k] = want
+	if known && old.Kind == fdb.Remote {
+		return d.vteps.release(old.vtep)
+	}
+	return nil
+}
+
+// refuse: what does not fit stays with the kernel, which has room. Said once.
+func (d *Daemon) refuse(k fdb.Key, err error) error {
+	if !d.full {
+		d.full = true
+		d.log.Warn("entries stay on the slow path", "mac", k.MAC, "err", err)
+	}
+	return d.delEntry(k)
+}
+
+func (d *Daemon) delEntry(k fdb.Key) error {
+	if _, known := d.fdb[k]; !known {
+		return nil
+	}
+	if err := d.dp.maps.FDB.Delete(k); err != nil {
+		return err
+	}
+	return d.forget(k)
+}
+
+// forget drops what we hold for an entry that is not in the map any more.
+func (d *Daemon) forget(k fdb.Key) error {
+	old := d.fdb[k]
+	delete(d.fdb, k)
+	if old.Kind == fdb.Remote {
+		return d.vteps.release(old.vtep)
+	}
+	return nil
+}
+
+func (n *network) mode() config.Datapath {
+	if n.fallback != "" {
+		return config.Kernel
+	}
+	return config.TC
+}
+
+// publish writes down what status shows.
+func (d *Daemon) publish() {
+	d.state.Attach = ""
+	if d.at != nil {
+		d.state.Attach = d.at.name()
+	}
+	nets := []NetworkState{}
+	for _, n := range d.nets {
+		s := NetworkState{
+			Name: n.cfg.Name, ID: n.id, VNI: n.cfg.VNI, Port: n.cfg.Underlay.Port, Bridge: n.cfg.Bridge.Name, Link: n.cfg.Link,
+			Local: n.local, Device: n.cfg.Underlay.Device, Wanted: n.cfg.Datapath, Mode: n.mode(), Reason: n.fallback, Ports: []PortState{},
+		}
+		if s.Reason == "" {
+			s.Reason = n.off
+		}
+		if n.fallback == "" {
+			for _, l := range d.view.ports(n) {
+				ok, why := forwards(l)
+				if ok && n.off != "" {
+					ok, why = false, n.off
+				}
+				s.Ports = append(s.Ports, PortState{Name: l.Name, Index: l.Index, Fast: ok, Reason: why})
+			}
+		}
+		nets = append(nets, s)
+	}
+	if !slices.EqualFunc(nets, d.state.Networks, func(a, b NetworkState) bool {
+		pa, pb := a.Ports, b.Ports
+		a.Ports, b.Ports = nil, nil
+		return a.equal(b) && slices.Equal(pa, pb)
+	}) {
+		d.state.Networks = nets
+		d.dirty = true
+	}
+}
+
+func (s NetworkState) equal(o NetworkState) bool {
+	return s.Name == o.Name && s.ID == o.ID && s.VNI == o.VNI && s.Port == o.Port && s.Bridge == o.Bridge && s.Link == o.Link &&
+		s.Local == o.Local && s.Device == o.Device && s.Wanted == o.Wanted && s.Mode == o.Mode && s.Reason == o.Reason
+}
+
+// State is what the instance would tell status.
+func (d *Daemon) State() State { return d.state }
+
+func (d *Daemon) summary() string {
+	fast := len(d.fast())
+	s := strconv.Itoa(len(d.nets)) + " networks, " + strconv.Itoa(fast) + " on BPF"
+	if fast > 0 {
+		s += " (" + d.state.Attach + ")"
+	}
+	if names := d.state.Degraded(); len(names) > 0 {
+		s += ", degraded: " + d.state.Reason
+	}
+	return s
+}
+
+func (d *Daemon) devName(ifindex int) string {
+	if l, ok := d.view.links[ifindex]; ok {
+		return l.Name
+	}
+	return strconv.Itoa(ifindex)
+}
+
+// abandon undoes what a failed Load has prepared; what an earlier one left stays.
+func (d *Daemon) abandon() error {
+	var errs []error
+	if d.lock != nil && d.fresh && d.state.Owned.Empty() {
+		errs = append(errs, removeTree(d.opt.pinDir()), removeRunFiles(d.opt.runDir()))
+	}
+	return errors.Join(append(errs, d.Close())...)
+}
+
+// Close gives back file descriptors and the lock. The data path stays.
+func (d *Daemon) Close() error {
+	var errs []error
+	if d.at != nil {
+		errs = append(errs, d.at.close())
+	}
+	if d.dp != nil {
+		errs = append(errs, d.dp.close())
+	}
+	if d.h != nil {
+		errs = append(errs, d.h.Close())
+	}
+	if d.lock != nil {
+		errs = append(errs, d.lock.release())
+	}
+	return errors.Join(errs...)
+}

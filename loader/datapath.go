@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+
+	"github.com/vxbpf/vxbpf/bpf"
+	"github.com/vxbpf/vxbpf/maps"
+)
+
+// DefaultPinRoot is where pins stand: <root>/<instance>/maps-<layout>/ and
+// <root>/<instance>/links/.
+const DefaultPinRoot = "/sys/fs/bpf/vxbpf"
+
+// sizes of the maps. What does not fit goes the kernel's way, and is logged.
+type sizes struct {
+	networks uint32 // power of two, network 0 ("none") included
+	fdb      uint32
+	ports    uint32
+	vteps    uint32
+}
+
+func sizesFor(networks int) sizes {
+	s := sizes{networks: 64, fdb: 1 << 17, ports: 1 << 13, vteps: 1 << 12}
+	for int(s.networks) < 2*(networks+1) {
+		s.networks *= 2
+	}
+	return s
+}
+
+// datapath is the programs and maps as the kernel holds them.
+type datapath struct {
+	objs bpf.Objects
+	maps *maps.Set
+	dir  string // of the instance
+	pins string // of the maps
+}
+
+// openDatapath loads the programs, with the pinned maps of an earlier run where
+// their layout is the same. Nothing is attached. An error that wraps
+// *ebpf.VerifierError, ebpf.ErrNotSupported or EPERM means that this host cannot run them.
+func openDatapath(dir string, want sizes) (*datapath, error) {
+	if err := mountBPFFS(filepath.Dir(filepath.Dir(dir))); err != nil {
+		return nil, err
+	}
+	// Before 5.11 maps count against RLIMIT_MEMLOCK; later this does nothing.
+	if err := rlimit.RemoveMemlock(); err != nil && !errors.Is(err, unix.EPERM) {
+		return nil, fmt.Errorf("lift memlock limit: %w", err)
+	}
+	spec, err := bpf.Load()
+	if err != nil {
+		return nil, fmt.Errorf("read the embedded programs: %w", err)
+	}
+	spec.Maps["vx_fdb"].MaxEntries = want.fdb
+	spec.Maps["vx_port"].MaxEntries = want.ports
+	spec.Maps["vx_vtep"].MaxEntries = want.vteps
+	spec.Maps["vx_vni"].MaxEntries = want.networks
+	spec.Maps["vx_count"].MaxEntries = want.networks * bpf.HookMax * bpf.ReasonMax
+
+	d := &datapath{dir: dir, pins: filepath.Join(dir, "maps-"+layout(spec))}
+	for name, m := range spec.Maps {
+		if strings.HasPrefix(name, "vx_") {
+			m.Pinning = ebpf.PinByName
+		}
+	}
+	before := slices.Contains(layouts(dir), d.pins)
+	for _, p := range []string{d.pins, filepath.Join(dir, "links")} {
+		if err := os.MkdirAll(p, 0o700); err != nil {
+			return nil, fmt.Errorf("make pin directory: %w", err)
+		}
+	}
+	err = spec.LoadAndAssign(&d.objs, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: d.pins}})
+	if err != nil {
+		err = fmt.Errorf("load BPF programs: %w", err)
+		if !before {
+			// What was pinned on the way and never filled must not look like a data path.
+			err = errors.Join(err, removeTree(d.pins))
+		}
+		return nil, err
+	}
+	d.maps = maps.New(d.objs.MapSet())
+	return d, nil
+}
+
+// layout names what the maps look like, so that a program never meets a map of
+// another shape: pins of another layout stand beside and are swapped out.
+func layout(spec *ebpf.CollectionSpec) string {
+	var lines []string
+	for name, m := range spec.Maps {
+		if !strings.HasPrefix(name, "vx_") {
+			continue
+		}
+		lines = append(lines, fmt.Sprintf("%s %v %d %d %d %+4v %+4v", name, m.Type, m.KeySize, m.ValueSize, m.MaxEntries, m.Key, m.Value))
+	}
+	slices.Sort(lines)
+	h := sha256.Sum256([]byte(strings.Join(lines, "\n")))
+	return hex.EncodeToString(h[:6])
+}
+
+// layouts lists the pinned map directories of an instance.
+func layouts(dir string) []string {
+	m, err := filepath.Glob(filepath.Join(dir, "maps-*"))
+	if err != nil {
+		return nil // only a bad pattern errs
+	}
+	return m
+}
+
+// prune removes pins of other layouts, once nothing attached uses them.
+func (d *datapath) prune() error {
+	var errs []error
+	for _, p := range layouts(d.dir) {
+		if p != d.pins {
+			errs = append(errs, removeTree(p))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// close forgets the file descriptors; what is pinned or attached stays.
+func (d *datapath) close() error { return d.objs.Close() }
+
+// removeTree unpins everything below a directory of ours. It refuses anything
+// that does not lie on a bpf file system.
+func removeTree(dir string) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("remove pins %s: %w", dir, err)
+	}
+	if st.Type != unix.BPF_FS_MAGIC {
+		return fmt.Errorf("remove pins %s: not on a bpf file system", dir)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("remove pins: %w", err)
+	}
+	return nil
+}
+
+// mountBPFFS makes sure that root lies on a bpf file system, mounting one at
+// /sys/fs/bpf where the host has none yet.
+func mountBPFFS(root string) error {
+	var st unix.Statfs_t
+	probe := root
+	for {
+		if err := unix.Statfs(probe, &st); err == nil {
+			break
+		} else if !errors.Is(err, fs.ErrNotExist) || probe == "/" {
+			return fmt.Errorf("find bpf file system for %s: %w", root, err)
+		}
+		probe = filepath.Dir(probe)
+	}
+	if st.Type == unix.BPF_FS_MAGIC {
+		return nil
+	}
+	const at = "/sys/fs/bpf"
+	if root != at && !strings.HasPrefix(root, at+"/") {
+		return fmt.Errorf("pin below %s: not on a bpf file system; mount one there (mount -t bpf bpf %s) or use the default", root, root)
+	}
+	if err := unix.Mount("bpf", at, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_RELATIME, "mode=700"); err != nil {
+		return fmt.Errorf("mount bpf file system at %s: %w", at, err)
+	}
+	return nil
+}

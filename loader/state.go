@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/vxbpf/vxbpf/loader/config"
+	"github.com/vxbpf/vxbpf/loader/reconcile"
+	"github.com/vxbpf/vxbpf/maps/fdb"
+)
+
+// DefaultRunDir is where an instance keeps its lock and state: <dir>/<instance>/.
+const DefaultRunDir = "/run/vxbpf"
+
+// StateVersion is the version of the State format.
+const StateVersion = 1
+
+// State is what an instance leaves for `status`, `unload` and the next `load`.
+// It stands in a directory that a reboot clears, as links and pins do.
+type State struct {
+	Version  int             `json:"version"`
+	Instance string          `json:"instance"`
+	Config   string          `json:"config"` // path of the file that was loaded
+	Since    time.Time       `json:"since"`  // when it was loaded
+	Once     bool            `json:"once"`   // no daemon by choice
+	Pins     string          `json:"pins"`   // directory of the pinned maps, "" if BPF is not in use
+	Attach   string          `json:"attach"` // tcx, clsact, "" if BPF is not in use
+	Reason   string          `json:"reason"` // why BPF is not in use
+	Qdiscs   []int           `json:"qdiscs"` // ifindexes whose clsact qdisc we made
+	Networks []NetworkState  `json:"networks"`
+	Owned    reconcile.Owned `json:"owned"`
+}
+
+// NetworkState is one network of a State.
+type NetworkState struct {
+	Name   string          `json:"name"`
+	ID     fdb.NetID       `json:"id"` // in the maps; 0 if it is not in them
+	VNI    fdb.VNI         `json:"vni"`
+	Port   uint16          `json:"port"`
+	Bridge string          `json:"bridge"`
+	Link   string          `json:"link"`
+	Local  netip.Addr      `json:"local"`
+	Device string          `json:"device"`
+	Wanted config.Datapath `json:"wanted"`           // as configured
+	Mode   config.Datapath `json:"datapath"`         // tc or kernel
+	Reason string          `json:"reason,omitempty"` // why the mode is not what BPF could do
+	Ports  []PortState     `json:"ports"`
+}
+
+// PortState is one port of a network.
+type PortState struct {
+	Name   string `json:"name"`
+	Index  int    `json:"ifindex"`
+	Fast   bool   `json:"fast"`
+	Reason string `json:"reason,omitempty"` // why not fast
+}
+
+// Degraded reports a network that was to run on BPF and does not.
+func (s *State) Degraded() (names []string) {
+	for _, n := range s.Networks {
+		if n.Wanted != config.Kernel && n.Mode == config.Kernel {
+			names = append(names, n.Name)
+		}
+	}
+	return names
+}
+
+func stateFile(run string) string { return filepath.Join(run, "state.json") }
+
+// ReadState reads the state of an instance. The error wraps os.ErrNotExist if
+// nothing is loaded.
+func ReadState(run string) (*State, error) {
+	b, err := os.ReadFile(stateFile(run))
+	if err != nil {
+		return nil, fmt.Errorf("read state: %w", err)
+	}
+	var s State
+	if err := json.Unmarshal(b, &s); err != nil {
+		return nil, fmt.Errorf("read state %s: %w", stateFile(run), err)
+	}
+	if s.Version != StateVersion {
+		return nil, fmt.Errorf("read state %s: it has version %d, this vxbpf knows %d; use the vxbpf that wrote it", stateFile(run), s.Version, StateVersion)
+	}
+	return &s, nil
+}
+
+// write puts the state down in one step: aside, then renamed.
+func (s *State) write(run string) error {
+	b, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		return fmt.Errorf("write state: %w", err)
+	}
+	tmp := stateFile(run) + ".new"
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err != nil {
+		return fmt.Errorf("write state: %w", err)
+	}
+	_, err = f.Write(append(b, '\n'))
+	if err := errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("write state: %w", err)
+	}
+	if err := os.Rename(tmp, stateFile(run)); err != nil {
+		return fmt.Errorf("write state: %w", err)
+	}
+	return nil
+}

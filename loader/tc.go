@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/florianl/go-tc"
+	"github.com/florianl/go-tc/core"
+	"golang.org/x/sys/unix"
+)
+
+// clsact attaches by a direct-action cls_bpf filter below the clsact qdisc, for
+// kernels without tcx (before 6.6). The filter lives in the kernel by itself,
+// so nothing needs a pin.
+type clsact struct {
+	rtnl     *tc.Tc
+	instance string
+	// made says of a device that its qdisc is ours to remove.
+	made func(ifindex int) bool
+	// note records that we made a device's qdisc, before we do.
+	note func(ifindex int, made bool) error
+}
+
+// Our filters' place in the chain. A high preference number: filters that
+// others put there with ordinary numbers keep their say.
+const (
+	filterPref   = 49200
+	filterHandle = 1
+)
+
+func newClsact(instance string, made func(int) bool, note func(int, bool) error) (*clsact, error) {
+	rtnl, err := tc.Open(&tc.Config{})
+	if err != nil {
+		return nil, fmt.Errorf("open tc socket: %w", err)
+	}
+	return &clsact{rtnl: rtnl, instance: instance, made: made, note: note}, nil
+}
+
+func (c *clsact) name() string { return "clsact" }
+func (c *clsact) close() error { return c.rtnl.Close() }
+
+func (c *clsact) filterName(program string) string { return "vxbpf/" + c.instance + "/" + program }
+
+func parent(egress bool) uint32 {
+	if egress {
+		return core.BuildHandle(tc.HandleRoot, tc.HandleMinEgress)
+	}
+	return core.BuildHandle(tc.HandleRoot, tc.HandleMinIngress)
+}
+
+func filterMsg(ifindex int, egress bool) tc.Msg {
+	proto := uint16(unix.ETH_P_ALL)
+	return tc.Msg{
+		Family:  unix.AF_UNSPEC,
+		Ifindex: uint32(ifindex),
+		Handle:  filterHandle,
+		Parent:  parent(egress),
+		// Preference in the upper half, protocol in network order in the lower.
+		Info: filterPref<<16 | uint32(proto>>8|proto<<8)&0xffff,
+	}
+}
+
+func qdisc(ifindex int) *tc.Object {
+	return &tc.Object{
+		Msg:       tc.Msg{Family: unix.AF_UNSPEC, Ifindex: uint32(ifindex), Handle: core.BuildHandle(tc.HandleRoot, 0), Parent: tc.HandleIngress},
+		Attribute: tc.Attribute{Kind: "clsact"},
+	}
+}
+
+func (c *clsact) attach(h hook, dev string, prog *ebpf.Program) error {
+	fail := func(err error) error {
+		return fmt.Errorf("attach %s to %s (clsact %s): %w", h.program, dev, h.direction(), err)
+	}
+	has, err := c.hasQdisc(h.ifindex)
+	if err != nil {
+		return fail(err)
+	}
+	if !has {
+		if err := c.note(h.ifindex, true); err != nil {
+			return fail(err)
+		}
+		if err := c.rtnl.Qdisc().Add(qdisc(h.ifindex)); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fail(fmt.Errorf("add qdisc: %w", err))
+		}
+	}
+	fd, flags, name := uint32(prog.FD()), uint32(tc.BpfActDirect), c.filterName(h.program)
+	f := tc.Object{
+		Msg:       filterMsg(h.ifindex, h.egress),
+		Attribute: tc.Attribute{Kind: "bpf", BPF: &tc.Bpf{FD: &fd, Name: &name, Flags: &flags}},
+	}
+	// Replace swaps the program of an existing filter in one step.
+	if err := c.rtnl.Filter().Replace(&f); err != nil {
+		return fail(fmt.Errorf("replace filter: %w", err))
+	}
+	return nil
+}
+
+func (c *clsact) detach(h hook) error {
+	fail := func(err error) error {
+		return fmt.Errorf("detach %s from interface %d (clsact %s): %w", h.program, h.ifindex, h.direction(), err)
+	}
+	ours, err := c.filters(h.ifindex)
+	if gone(err) || errors.Is(err, unix.EINVAL) {
+		return c.note(h.ifindex, false) // the device or its qdisc went, and the filter with it
+	}
+	if err != nil {
+		return fail(err)
+	}
+	for _, o := range ours {
+		if o == h {
+			f := tc.Object{Msg: filterMsg(h.ifindex, h.egress), Attribute: tc.Attribute{Kind: "bpf"}}
+			if err := c.rtnl.Filter().Delete(&f); err != nil && !errors.Is(err, unix.ENOENT) && !gone(err) {
+				return fail(fmt.Errorf("delete filter: %w", err))
+			}
+		}
+	}
+	if !c.made(h.ifindex) {
+		return nil
+	}
+	// The qdisc is ours; it goes with its last filter, whoever's.
+	for _, egress := range []bool{false, true} {
+		m := filterMsg(h.ifindex, egress)
+		m.Handle, m.Info = 0, 0
+		left, err := c.rtnl.Filter().Get(&m)
+		if err == nil && len(left) > 0 {
+			return nil
+		}
+	}
+	if err := c.rtnl.Qdisc().Delete(qdisc(h.ifindex)); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) && !gone(err) {
+		return fail(fmt.Errorf("delete qdisc: %w", err))
+	}
+	return c.note(h.ifindex, false)
+}
+
+func (c *clsact) hasQdisc(ifindex int) (bool, error) {
+	all, err := c.rtnl.Qdisc().Get()
+	if err != nil {
+		return false, fmt.Errorf("list qdiscs: %w", err)
+	}
+	for _, q := range all {
+		if int(q.Ifindex) == ifindex && q.Kind == "clsact" {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// filters lists our programs on one device.
+func (c *clsact) filters(ifindex int) ([]hook, error) {
+	var hooks []hook
+	for _, egress := range []bool{false, true} {
+		m := filterMsg(ifindex, egress)
+		m.Handle, m.Info = 0, 0
+		all, err := c.rtnl.Filter().Get(&m)
+		if err != nil {
+			return nil, fmt.Errorf("list filters: %w", err)
+		}
+		for _, f := range all {
+			if f.BPF == nil || f.BPF.Name == nil || f.Info>>16 != filterPref {
+				continue
+			}
+			if prog, ok := strings.CutPrefix(*f.BPF.Name, c.filterName("")); ok {
+				hooks = append(hooks, hook{program: prog, ifindex: ifindex, egress: egress})
+			}
+		}
+	}
+	return hooks, nil
+}
+
+func (c *clsact) present() ([]hook, error) {
+	all, err := c.rtnl.Qdisc().Get()
+	if err != nil {
+		return nil, fmt.Errorf("list qdiscs: %w", err)
+	}
+	var hooks []hook
+	for _, q := range all {
+		if q.Kind != "clsact" {
+			continue
+		}
+		h, err := c.filters(int(q.Ifindex))
+		if err != nil {
+			if gone(err) || errors.Is(err, unix.EINVAL) {
+				continue
+			}
+			return nil, err
+		}
+		hooks = append(hooks, h...)
+	}
+	return hooks, nil
+}

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// tcx attaches by bpf_link (kernel 6.6), pinned as <program>-<ifindex>-<direction>,
+// so that the data path outlives the daemon.
+type tcx struct{ dir string }
+
+func (t *tcx) name() string { return "tcx" }
+func (t *tcx) close() error { return nil }
+
+func (t *tcx) path(h hook) string {
+	return filepath.Join(t.dir, fmt.Sprintf("%s-%d-%s", h.program, h.ifindex, h.direction()))
+}
+
+func (t *tcx) attach(h hook, dev string, prog *ebpf.Program) error {
+	fail := func(err error) error {
+		return fmt.Errorf("attach %s to %s (tcx %s): %w", h.program, dev, h.direction(), err)
+	}
+	path := t.path(h)
+	old, err := link.LoadPinnedLink(path, nil)
+	switch {
+	case err == nil:
+		defer old.Close()
+		info, err := old.Info()
+		if err != nil {
+			return fail(err)
+		}
+		if x := info.TCX(); x != nil && int(x.Ifindex) == h.ifindex {
+			if id, ok := programID(prog); ok && id == info.Program {
+				return nil
+			}
+			if err := old.Update(prog); err != nil {
+				return fail(fmt.Errorf("replace the program of the pinned link %s: %w", path, err))
+			}
+			return nil
+		}
+		// The device that this link was made for is gone; another has its number now.
+		if err := os.Remove(path); err != nil {
+			return fail(err)
+		}
+	case !errors.Is(err, os.ErrNotExist):
+		return fail(fmt.Errorf("open pinned link %s: %w", path, err))
+	}
+
+	at := ebpf.AttachTCXIngress
+	if h.egress {
+		at = ebpf.AttachTCXEgress
+	}
+	// At the tail: programs that were there first keep their say.
+	l, err := link.AttachTCX(link.TCXOptions{Interface: h.ifindex, Program: prog, Attach: at, Anchor: link.Tail()})
+	if err != nil {
+		return fail(err)
+	}
+	defer l.Close()
+	if err := l.Pin(path); err != nil {
+		return fail(fmt.Errorf("pin the link: %w", err))
+	}
+	return nil
+}
+
+func (t *tcx) detach(h hook) error {
+	path := t.path(h)
+	// The pin is the last reference: without it the kernel detaches.
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("detach %s from interface %d (tcx %s): %w", h.program, h.ifindex, h.direction(), err)
+	}
+	return nil
+}
+
+func (t *tcx) present() ([]hook, error) {
+	names, err := os.ReadDir(t.dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list pinned links: %w", err)
+	}
+	var hooks []hook
+	for _, e := range names {
+		if h, ok := parsePin(e.Name()); ok {
+			hooks = append(hooks, h)
+		}
+	}
+	return hooks, nil
+}
+
+func parsePin(name string) (hook, bool) {
+	part := strings.Split(name, "-")
+	if len(part) != 3 || part[2] != "ingress" && part[2] != "egress" {
+		return hook{}, false
+	}
+	n, err := strconv.Atoi(part[1])
+	if err != nil {
+		return hook{}, false
+	}
+	return hook{program: part[0], ifindex: n, egress: part[2] == "egress"}, true
+}
+
+func programID(p *ebpf.Program) (ebpf.ProgramID, bool) {
+	info, err := p.Info()
+	if err != nil {
+		return 0, false
+	}
+	return info.ID()
+}
+
+// haveTCX tries: version numbers lie about backports.
+func haveTCX(ifindex int, prog *ebpf.Program) error {
+	l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog, Attach: ebpf.AttachTCXEgress, Anchor: link.Tail()})
+	if err != nil {
+		return err
+	}
+	return l.Close()
+}
+
+func gone(err error) bool { return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) }

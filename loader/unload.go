@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vxbpf/vxbpf/loader/kernel"
+	"github.com/vxbpf/vxbpf/loader/reconcile"
+)
+
+// ErrNothingLoaded: the instance has neither state nor pins.
+var ErrNothingLoaded = errors.New("nothing is loaded")
+
+// UnloadOptions are the choices of Unload.
+type UnloadOptions struct {
+	// KeepLinks leaves bridges and vxlan links: traffic goes on at the kernel's
+	// speed, and the links are not vxbpf's any more.
+	KeepLinks bool
+	DryRun    bool // plan only
+}
+
+// stopTimeout bounds the wait for a daemon that was asked to end.
+const stopTimeout = 10 * time.Second
+
+// Unload ends the daemon of an instance, takes its programs off, and removes
+// exactly what vxbpf made. It returns what it did, or with DryRun would do.
+func Unload(ctx context.Context, opt Options, u UnloadOptions) (*reconcile.Plan, error) {
+	if err := opt.Check(); err != nil {
+		return nil, err
+	}
+	st, err := ReadState(opt.runDir())
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		if _, err := os.Stat(opt.pinDir()); err != nil {
+			return nil, fmt.Errorf("unload instance %q: %w", opt.Instance, ErrNothingLoaded)
+		}
+		st = &State{Version: StateVersion, Instance: opt.Instance}
+	case err != nil:
+		return nil, err
+	}
+	if err := NetAdmin(); err != nil {
+		return nil, err
+	}
+	h, err := kernel.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer h.Close()
+	if u.DryRun {
+		snap, err := Snapshot(h)
+		if err != nil {
+			return nil, err
+		}
+		return reconcile.Unload(st.Owned, snap, reconcile.UnloadOptions{KeepLinks: u.KeepLinks}), nil
+	}
+	if err := stopHolder(ctx, opt.runDir()); err != nil {
+		return nil, err
+	}
+	l, err := takeLock(opt.runDir(), opt.Instance)
+	if err != nil {
+		return nil, err
+	}
+	defer l.release()
+
+	d := &Daemon{opt: opt, log: opt.Log, h: h, state: *st}
+	// The programs first: without them the kernel carries everything, links or not.
+	if err := d.takeOff(); err != nil {
+		return nil, err
+	}
+	snap, err := Snapshot(h)
+	if err != nil {
+		return nil, err
+	}
+	plan := reconcile.Unload(st.Owned, snap, reconcile.UnloadOptions{KeepLinks: u.KeepLinks})
+	_, err = reconcile.Apply(ctx, plan, host{h}, func(o reconcile.Owned) error {
+		d.state.Owned = o
+		return d.state.write(opt.runDir())
+	})
+	if err != nil {
+		return nil, err
+	}
+	return plan, removeRunFiles(opt.runDir())
+}
+
+// takeOff detaches every program of the instance, however attached, and removes its pins.
+func (d *Daemon) takeOff() error {
+	var errs []error
+	cls, err := d.newClsact()
+	if err != nil {
+		return err
+	}
+	defer cls.close()
+	for _, a := range []attacher{&tcx{dir: filepath.Join(d.opt.pinDir(), "links")}, cls} {
+		hooks, err := a.present()
+		errs = append(errs, err)
+		for _, h := range hooks {
+			errs = append(errs, a.detach(h))
+		}
+	}
+	errs = append(errs, removeTree(d.opt.pinDir()))
+	_ = os.Remove(d.opt.PinRoot) // fails while another instance has pins
+	return errors.Join(errs...)
+}
+
+// stopHolder ends the daemon that holds the instance, if there is one, and waits for it.
+func stopHolder(ctx context.Context, run string) error {
+	pid, err := Holder(run)
+	if err != nil || pid == 0 {
+		return err
+	}
+	// By pidfd: a pid can be another process by the time the signal is sent.
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("stop daemon %d: %w", pid, err)
+	}
+	defer unix.Close(fd)
+	if still, err := Holder(run); err != nil || still != pid {
+		return err
+	}
+	if err := unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("stop daemon %d: %w", pid, err)
+	}
+	deadline := time.Now().Add(stopTimeout)
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 100)
+		switch {
+		case n > 0:
+			return nil
+		case err != nil && !errors.Is(err, unix.EINTR):
+			return fmt.Errorf("wait for daemon %d: %w", pid, err)
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case time.Now().After(deadline):
+			return fmt.Errorf("stop daemon %d: still running %v after SIGTERM; end it with `kill -9 %d`, then unload again", pid, stopTimeout, pid)
+		}
+	}
+}
+
+// removeRunFiles removes what we keep in the run directory, and the directory if that leaves it empty.
+func removeRunFiles(run string) error {
+	var errs []error
+	for _, f := range []string{stateFile(run), stateFile(run) + ".new", lockFile(run)} {
+		if err := os.Remove(f); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("remove run file: %w", err))
+		}
+	}
+	// Another instance may use the parent: both fail quietly when not empty.
+	if os.Remove(run) == nil {
+		_ = os.Remove(filepath.Dir(run))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/vxbpf/vxbpf/loader/config"
+	"github.com/vxbpf/vxbpf/loader/kernel"
+	"github.com/vxbpf/vxbpf/maps"
+	"github.com/vxbpf/vxbpf/maps/fdb"
+)
+
+// view is what the kernel told us: the mirror's input. Events change it, a
+// resync replaces it, and what the maps should hold is a pure function of it.
+type view struct {
+	links      map[int]kernel.Link
+	bridgeFDB  map[int]map[fdb.MAC]kernel.FDBEntry   // by bridge; entries without a VLAN
+	vxlanFDB   map[int]map[fdb.MAC][]kernel.FDBEntry // by vxlan device; one per remote
+	neighbours map[neighbourKey]kernel.Neighbour
+}
+
+type neighbourKey struct {
+	dev int
+	ip  netip.Addr
+}
+
+func newView() *view {
+	return &view{
+		links:      map[int]kernel.Link{},
+		bridgeFDB:  map[int]map[fdb.MAC]kernel.FDBEntry{},
+		vxlanFDB:   map[int]map[fdb.MAC][]kernel.FDBEntry{},
+		neighbours: map[neighbourKey]kernel.Neighbour{},
+	}
+}
+
+func (v *view) linkByName(name string) (kernel.Link, bool) {
+	for _, l := range v.links {
+		if l.Name == name {
+			return l, true
+		}
+	}
+	return kernel.Link{}, false
+}
+
+// setFDB takes one entry of a dump or an event. It reports whether the table
+// may have lost track of which remotes a MAC has, so that a dump must tell.
+func (v *view) setFDB(e kernel.FDBEntry) (unsure bool) {
+	if e.VLAN != 0 {
+		return false
+	}
+	if !e.Self {
+		if v.bridgeFDB[e.Bridge] == nil {
+			v.bridgeFDB[e.Bridge] = map[fdb.MAC]kernel.FDBEntry{}
+		}
+		v.bridgeFDB[e.Bridge][e.MAC] = e
+		return false
+	}
+	t := v.vxlanFDB[e.Link]
+	if t == nil {
+		t = map[fdb.MAC][]kernel.FDBEntry{}
+		v.vxlanFDB[e.Link] = t
+	}
+	for i, o := range t[e.MAC] {
+		if o.Dst == e.Dst {
+			t[e.MAC][i] = e
+			return false
+		}
+	}
+	// A learned entry has one remote and moves as a whole. A static one may have
+	// gained a remote or had its only one replaced: the message is the same.
+	// Two remotes keep it off the fast path until a dump has told.
+	if !e.Static && !e.Extern {
+		t[e.MAC] = []kernel.FDBEntry{e}
+		return false
+	}
+	t[e.MAC] = append(slices.Clip(t[e.MAC]), e)
+	return len(t[e.MAC]) > 1
+}
+
+func (v *view) delFDB(e kernel.FDBEntry) {
+	if e.VLAN != 0 {
+		return
+	}
+	if !e.Self {
+		delete(v.bridgeFDB[e.Bridge], e.MAC)
+		return
+	}
+	t := v.vxlanFDB[e.Link]
+	left := slices.DeleteFunc(slices.Clone(t[e.MAC]), func(o kernel.FDBEntry) bool { return o.Dst == e.Dst })
+	if len(left) == 0 {
+		delete(t, e.MAC)
+	} else {
+		t[e.MAC] = left
+	}
+}
+
+// network is one configured network as it stands on this host.
+type network struct {
+	cfg   config.Network
+	id    fdb.NetID
+	local netip.Addr // outer source
+	// fallback is why this network runs on the kernel path for good; "" if it is on BPF.
+	fallback string
+
+	// Resolved from the view by resolve().
+	bridge, link kernel.Link
+	off          string // why every packet goes the kernel's way just now; "" if the fast path is on
+}
+
+func (n *network) key() maps.NetworkKey {
+	return maps.NetworkKey{VNI: n.cfg.VNI, Port: n.cfg.Underlay.Port}
+}
+
+// resolve finds the network's links by name and says whether the kernel's state
+// lets the fast path repeat its decisions.
+func (n *network) resolve(v *view) {
+	n.bridge, n.link, n.off = kernel.Link{}, kernel.Link{}, ""
+	br, ok := v.linkByName(n.cfg.Bridge.Name)
+	if !ok || br.Bridge == nil {
+		n.off = "bridge " + n.cfg.Bridge.Name + " is gone"
+		return
+	}
+	n.bridge = br
+	l, ok := v.linkByName(n.cfg.Link)
+	if !ok || l.VXLAN == nil {
+		n.off = "vxlan link " + n.cfg.Link + " is gone"
+		return
+	}
+	n.link = l
+	x := l.VXLAN
+	switch {
+	case l.Master != br.Index:
+		n.off = l.Name + " is not a port of " + br.Name
+	case !br.Up:
+		n.off = "bridge " + br.Name + " is down"
+	case !l.Up:
+		n.off = "vxlan link " + l.Name + " is down"
+	case br.Bridge.Ageing == 0:
+		n.off = "bridge " + br.Name + " forgets at once (ageing 0)"
+	case br.Bridge.VLANFiltering:
+		n.off = "bridge " + br.Name + " filters VLANs"
+	case x.External || x.GBP || x.GPE || x.RemCsum || x.VNIFilter:
+		n.off = l.Name + " is in external, gbp, gpe, remcsum or vnifilter mode"
+	case x.VNI != n.cfg.VNI || x.Port != n.cfg.Underlay.Port:
+		n.off = l.Name + " has another VNI or port than the config"
+	case x.TTLInherit:
+		n.off = l.Name + " inherits the TTL"
+	case x.TOS != 0:
+		n.off = l.Name + " sets a TOS"
+	case x.DF != 0:
+		n.off = l.Name + " sets don't-fragment"
+	default:
+		if ok, why := forwards(l); !ok {
+			n.off = why
+		}
+	}
+}
+
+// forwards reports whether the bridge forwards to and learns from a port without conditions.
+func forwards(l kernel.Link) (bool, string) {
+	p := l.Port
+	switch {
+	case p == nil:
+		return false, l.Name + " is not a bridge port"
+	case !l.Up:
+		return false, l.Name + " is down"
+	case p.State != kernel.PortForwarding:
+		return false, l.Name + " is not in forwarding state"
+	case p.Isolated:
+		return false, l.Name + " is isolated"
+	case p.Locked || p.MAB:
+		return false, l.Name + " is locked"
+	case p.VLANTunnel || p.BackupPort != 0:
+		return false, l.Name + " has a VLAN tunnel or a backup port"
+	}
+	return true, ""
+}
+
+// ageing of learned entries: the shorter of the bridge's and the vxlan device's (there, 0 is never).
+func (n *network) ageing() time.Duration {
+	b, x := n.bridge.Bridge.Ageing, n.link.VXLAN.Ageing
+	if x != 0 && x < b {
+		return x
+	}
+	return b
+}
+
+// refresh is how often the kernel must see a frame of each MAC: often enough
+// that an entry in use never comes near its end.
+func refresh(ageing time.Duration) time.Duration {
+	return ageing / 4
+}
+
+// entry is where the kernel would send frames to this MAC, if that is something
+// the fast path can repeat. now is what Seen is reckoned from.
+func (v *view) entry(n *network, mac fdb.MAC, now time.Duration) (fdb.Entry, bool) {
+	if n.off != "" {
+		return fdb.Entry{}, false
+	}
+	b, ok := v.bridgeFDB[n.bridge.Index][mac]
+	if !ok || b.Waiting {
+		return fdb.Entry{}, false
+	}
+	seen := max(now-b.Age, 0)
+	if b.Local {
+		// The bridge takes frames to any of its ports' addresses for the host;
+		// only its own is one that hosts answer from.
+		if mac != n.bridge.MAC {
+			return fdb.Entry{}, false
+		}
+		return fdb.Entry{Kind: fdb.Host, Port: uint32(n.bridge.Index), MTU: mtu16(n.bridge.MTU), Static: true, Seen: now}, true
+	}
+	if b.Link == n.link.Index {
+		x := v.vxlanFDB[n.link.Index][mac]
+		if len(x) != 1 {
+			return fdb.Entry{}, false
+		}
+		d := x[0]
+		if !d.Dst.Is4() || d.NextHop != 0 || d.IfIndex != 0 || d.VNI != 0 && d.VNI != n.cfg.VNI || d.Port != 0 && d.Port != n.cfg.Underlay.Port {
+			return fdb.Entry{}, false
+		}
+		// Only where neither table ages: else the kernel must see a frame now and then.
+		static := (b.Static || b.Extern) && (d.Static || d.Extern)
+		return fdb.Entry{Kind: fdb.Remote, VTEP: d.Dst, Static: static, Seen: seen}, true
+	}
+	p, ok := v.links[b.Link]
+	if !ok || p.Master != n.bridge.Index {
+		return fdb.Entry{}, false
+	}
+	if ok, _ := forwards(p); !ok {
+		return fdb.Entry{}, false
+	}
+	e := fdb.Entry{Kind: fdb.Egress, Port: uint32(p.Index), MTU: mtu16(p.MTU), Static: b.Static || b.Extern, Seen: seen}
+	// bpf_redirect_peer drops where the other end is in this namespace.
+	if p.Kind == "veth" && p.PeerElsewhere {
+		e.Kind = fdb.Peer
+	}
+	return e, true
+}
+
+// table is entry for every MAC of a network.
+func (v *view) table(n *network, now time.Duration) fdb.Table {
+	t := fdb.Table{}
+	for mac := range v.bridgeFDB[n.bridge.Index] {
+		if e, ok := v.entry(n, mac, now); ok {
+			t[fdb.Key{Net: n.id, MAC: mac}] = e
+		}
+	}
+	return t
+}
+
+// ports are the links of the network that carry a program, the vxlan link left out.
+func (v *view) ports(n *network) []kernel.Link {
+	var out []kernel.Link
+	for _, l := range v.links {
+		if n.bridge.Index != 0 && l.Master == n.bridge.Index && l.Index != n.link.Index {
+			out = append(out, l)
+		}
+	}
+	slices.SortFunc(out, func(a, b kernel.Link) int { return a.Index - b.Index })
+	return out
+}
+
+func mtu16(n int) uint16 { return uint16(min(max(n, 0), 65535)) }
