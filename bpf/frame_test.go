@@ -240,10 +240,6 @@ func TestFrameBuilder(t *testing.T) {
 		if !ok || x.VNI != uint32(vni) || len(x.LayerPayload()) != len(b)-outerLen {
 			t.Errorf("%+v: no VXLAN with VNI %v and %d bytes in %v", i, vni, len(b)-outerLen, p)
 		}
-		p = gopacket.NewPacket(i.frame(), layers.LayerTypeEthernet, gopacket.Default)
-		if err, bad := p.VerifyChecksums(); !i.extension && (err != nil || len(bad) != 0) {
-			t.Errorf("%+v: checksums: %v %v", i, err, bad)
-		}
 	}
 	for _, n := range []int{42, 43, 59, 60, 61, 1465} {
 		if got := len(inner{}.sized(n)); got != n {

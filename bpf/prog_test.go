@@ -987,3 +987,514 @@ func TestPrograms(t *testing.T) {
 		}
 	}
 }
+
+// The outer header is made from a template: nothing of one packet may leak into the next, and the parts that vary must.
+func TestEncapVaries(t *testing.T) {
+	l := newLab(t, nil)
+	const flows = 64
+	ids, ports := map[uint16]bool{}, map[uint16]bool{}
+	for n := range flows {
+		in := sent(inner{sport: uint16(10000 + n)})
+		var first uint16
+		for again := range 3 {
+			verdict, out := l.frame(t, bpf.HookEncap, in)
+			if verdict != actRedirect {
+				t.Fatalf("verdict %d, want %d", verdict, actRedirect)
+			}
+			checkEncap(t, l.vtep(vtep1), vni, in, out)
+			ids[binary.BigEndian.Uint16(out[18:])] = true
+			port := binary.BigEndian.Uint16(out[34:])
+			if again == 0 {
+				first = port
+			} else if port != first {
+				t.Errorf("flow %d has source ports %d and %d", n, first, port)
+			}
+		}
+		ports[first] = true
+	}
+	// By chance, 192 ids out of 65536 and 64 ports out of 28232 collide hardly ever, and never that often.
+	if len(ids) < 180 {
+		t.Errorf("%d different IP ids in %d packets", len(ids), 3*flows)
+	}
+	if len(ports) < 56 {
+		t.Errorf("%d different source ports for %d flows", len(ports), flows)
+	}
+}
+
+// udp_flow_src_port: the hash, its upper half made to count, scaled to the range.
+func TestEncapSourcePort(t *testing.T) {
+	l := newLab(t, nil)
+	kernel := func(hash, low, high uint32) uint16 {
+		hash ^= hash << 16
+		return uint16(uint64(hash)*uint64(high-low)>>32) + uint16(low)
+	}
+	for _, r := range [][2]uint16{{srcLow, srcHigh}, {0, 65535}, {50000, 50001}, {1, 2}} {
+		for _, hash := range []uint32{1, 2, 0xffff, 0x10000, 0x12345678, 0x7fffffff, 0x80000000, 0xffffffff} {
+			l.reset(t)
+			v := l.vtep(vtep1)
+			v.Low, v.High = r[0], r[1]
+			must(l.set.VTEPs.Put(indexVTEP1, v))
+			in := sent(inner{})
+			_, out, err := l.exec(l.through(t, shim{hash: hash}, bpf.HookEncap).Program, in, skBuff{Ifindex: l.port}, 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkEncap(t, v, vni, in, out)
+			if got, want := binary.BigEndian.Uint16(out[34:]), kernel(hash, uint32(r[0]), uint32(r[1])); got != want {
+				t.Errorf("hash %#x in %v: source port %d, want %d", hash, r, got, want)
+			}
+		}
+	}
+	l.reset(t)
+	// Without a hash the program asks the kernel for one; the packet keeps it.
+	in := sent(inner{tcp: true})
+	_, out := l.frame(t, bpf.HookEncap, in)
+	state := l.probe(t, shim{}, bpf.HookEncap, in, skBuff{Ifindex: l.port})
+	if got, want := binary.BigEndian.Uint16(out[34:]), kernel(state.Hash, srcLow, srcHigh); state.Hash == 0 || got != want {
+		t.Errorf("hash %#x: source port %d, want %d", state.Hash, got, want)
+	}
+}
+
+// RFC 6040 section 4.1; DSCP stays inside (checkEncap knows both).
+func TestEncapTOS(t *testing.T) {
+	l := newLab(t, nil)
+	for _, v6 := range []bool{false, true} {
+		for tos := range 256 {
+			in := sent(inner{v6: v6, tos: uint8(tos)})
+			verdict, out := l.frame(t, bpf.HookEncap, in)
+			if verdict != actRedirect {
+				t.Fatalf("tos %#x: verdict %d, want %d", tos, verdict, actRedirect)
+			}
+			checkEncap(t, l.vtep(vtep1), vni, in, out)
+			if want := [...]uint8{notECT, ect1, ect0, ect0}[tos&3]; out[15] != want {
+				t.Errorf("inner %#x, v6 %v: outer TOS %#x, want %#x", tos, v6, out[15], want)
+			}
+		}
+	}
+}
+
+// RFC 6040 section 4.2 as Linux has it since 5.8 (INET_ECN_decapsulate): outer CE
+// marks or drops, outer ECT(1) turns an inner ECT(0) into ECT(1). Where that
+// changes the inner packet, it is the kernel's.
+func TestDecapECN(t *testing.T) {
+	l := newLab(t, nil)
+	for _, v6 := range []bool{false, true} {
+		for out := range uint8(4) {
+			for in := range uint8(4) {
+				t.Run(fmt.Sprintf("v6=%v outer %s inner %s", v6, ecnName[out], ecnName[in]), func(t *testing.T) {
+					l.reset(t)
+					b := received(inner{v6: v6, tos: 0xb8 | in}, func(o *outer) { o.ip.TOS = 0x28 | out })
+					verdict, got := l.frame(t, bpf.HookDecap, b)
+					if out == ce || out == ect1 && in == ect0 {
+						if verdict != actUnspec || !bytes.Equal(got, b) {
+							t.Errorf("verdict %d, want %d and the frame as it was: the kernel changes the inner ECN field", verdict, actUnspec)
+						}
+						return
+					}
+					if verdict != actRedirect || !bytes.Equal(got, b[outerLen:]) {
+						t.Errorf("verdict %d, want %d and the inner frame as it was", verdict, actRedirect)
+					}
+				})
+			}
+		}
+	}
+}
+
+func TestVNIs(t *testing.T) {
+	l := newLab(t, nil)
+	for _, n := range []fdb.VNI{0, 1, 255, 256, fdb.MaxVNI} {
+		l.reset(t)
+		p := l.portAt()
+		p.VNI = n
+		must(l.set.Ports.Put(l.port, p))
+		must(l.set.Networks.Put(maps.NetworkKey{VNI: n, Port: 4789}, l.network()))
+		in := sent(inner{})
+		verdict, out := l.frame(t, bpf.HookEncap, in)
+		if verdict != actRedirect {
+			t.Errorf("VNI %v: encap verdict %d, want %d", n, verdict, actRedirect)
+		}
+		checkEncap(t, l.vtep(vtep1), n, in, out)
+
+		b := newOuter(underlayMAC, routerMAC, local, vtep1, n).wrap(arrived(inner{}).frame())
+		if verdict, out := l.frame(t, bpf.HookDecap, b); verdict != actRedirect || !bytes.Equal(out, b[outerLen:]) {
+			t.Errorf("VNI %v: decap verdict %d, want %d and the inner frame", n, verdict, actRedirect)
+		}
+		must(l.set.Networks.Delete(maps.NetworkKey{VNI: n, Port: 4789}))
+		if verdict, out := l.frame(t, bpf.HookDecap, b); verdict != actUnspec || !bytes.Equal(out, b) {
+			t.Errorf("VNI %v of somebody else: verdict %d, want %d and the frame as it was", n, verdict, actUnspec)
+		}
+	}
+}
+
+// Every bit of the outer header, with and without a checksum that covers the
+// change up: either the packet is the kernel's, untouched, or the bit is one
+// that no receiver cares about, and the inner frame comes out as it went in.
+func TestDecapBitFlips(t *testing.T) {
+	l := newLab(t, nil)
+	// Bits that may differ, by byte of the outer header. Those inside the IP header need the checksum made right.
+	free := map[int]byte{
+		6: 0xff, 7: 0xff, 8: 0xff, 9: 0xff, 10: 0xff, 11: 0xff, // source MAC
+		15: 0xff,           // TOS: an inner Not-ECT packet stays as it is whatever ECT(0) or ECT(1) is outside
+		18: 0xff, 19: 0xff, // IP id
+		20: 0x40,           // don't fragment
+		22: 0xff,           // TTL
+		24: 0xff, 25: 0xff, // the checksum itself, where it is made right again
+		34: 0xff, 35: 0xff, // UDP source port
+	}
+	for _, v6 := range []bool{false, true} {
+		good := received(inner{v6: v6, tcp: true})
+		for bit := range outerLen * 8 {
+			for _, fixed := range []bool{false, true} {
+				n, mask := bit/8, byte(1)<<(bit%8)
+				b := append([]byte{}, good...)
+				b[n] ^= mask
+				inIP := n >= ethHdr && n < ethHdr+ip4Hdr
+				if fixed && inIP {
+					fixIPSum(b)
+				}
+				l.resetFDB()
+				verdict, out := l.frame(t, bpf.HookDecap, b)
+				if free[n]&mask != 0 && (fixed || !inIP) {
+					if verdict != actRedirect || !bytes.Equal(out, good[outerLen:]) {
+						t.Errorf("v6=%v byte %d bit %#02x, checksum fixed %v: verdict %d, want %d and the inner frame", v6, n, mask, fixed, verdict, actRedirect)
+					}
+				} else if verdict != actUnspec || !bytes.Equal(out, b) {
+					t.Errorf("v6=%v byte %d bit %#02x, checksum fixed %v: verdict %d, want %d and the frame as it was", v6, n, mask, fixed, verdict, actUnspec)
+				}
+			}
+		}
+	}
+}
+
+// A frame that was cut is never carried, unless its outer lengths are those of
+// a shorter packet: then it is one, down to an inner IP header.
+func TestDecapTruncated(t *testing.T) {
+	l := newLab(t, nil)
+	for _, v6 := range []bool{false, true} {
+		good := received(inner{v6: v6})
+		least := outerLen + ethHdr + map[bool]int{false: ip4Hdr, true: ip6Hdr}[v6]
+		// Under 34 bytes the kernel refuses the test frame: it says IPv4 and has no IPv4 header.
+		for n := ethHdr + ip4Hdr; n < len(good); n++ {
+			b := append([]byte{}, good[:n]...)
+			l.resetFDB()
+			if verdict, out := l.frame(t, bpf.HookDecap, b); verdict != actUnspec || !bytes.Equal(out, b) {
+				t.Errorf("v6=%v cut to %d bytes: verdict %d, want %d and the frame as it was", v6, n, verdict, actUnspec)
+			}
+			if n < ethHdr+ip4Hdr+udpHdr {
+				continue
+			}
+			fixLengths(b)
+			l.resetFDB()
+			verdict, out := l.frame(t, bpf.HookDecap, b)
+			if n >= least {
+				if verdict != actRedirect || !bytes.Equal(out, b[outerLen:]) {
+					t.Errorf("v6=%v short packet of %d bytes: verdict %d, want %d and the inner frame", v6, n, verdict, actRedirect)
+				}
+			} else if verdict != actUnspec || !bytes.Equal(out, b) {
+				t.Errorf("v6=%v short packet of %d bytes: verdict %d, want %d and the frame as it was", v6, n, verdict, actUnspec)
+			}
+		}
+	}
+}
+
+func TestEncapTruncated(t *testing.T) {
+	l := newLab(t, nil)
+	for _, v6 := range []bool{false, true} {
+		good := sent(inner{v6: v6, tcp: true})
+		// Shorter ones the kernel refuses as test frames.
+		for n := ethHdr + map[bool]int{false: ip4Hdr, true: ip6Hdr}[v6]; n < len(good); n++ {
+			verdict, out := l.frame(t, bpf.HookEncap, good[:n])
+			if verdict != actRedirect {
+				t.Errorf("v6=%v %d bytes: verdict %d, want %d", v6, n, verdict, actRedirect)
+			}
+			checkEncap(t, l.vtep(vtep1), vni, good[:n], out)
+		}
+	}
+}
+
+// One MAC after another event: what the second packet does depends on the first.
+func TestSequences(t *testing.T) {
+	l := newLab(t, nil)
+	// step runs a frame and returns its reason, by what the counters gained.
+	step := func(t *testing.T, h bpf.Hook, b []byte, gso bool) string {
+		t.Helper()
+		must(l.set.Counters.Reset(netID))
+		ctx := skBuff{Ifindex: l.device(h)}
+		if gso {
+			ctx.GSOSize, ctx.GSOSegs = 500, 2
+		}
+		if _, _, err := l.exec(l.program(h), b, ctx, 1); err != nil {
+			t.Fatal(err)
+		}
+		c, err := l.set.Counters.Read(netID)
+		must(err)
+		if len(c[h]) != 1 {
+			t.Fatalf("counters %v, want one reason at %v", c, h)
+		}
+		for r := range c[h] {
+			return r.String()
+		}
+		return ""
+	}
+	type move struct {
+		hook  bpf.Hook
+		frame []byte
+		gso   bool
+		sleep time.Duration // before
+		want  string
+	}
+	tcp := inner{tcp: true, payload: 900}
+	for _, c := range []struct {
+		name    string
+		prepare func(*lab)
+		moves   []move
+	}{
+		{"encap: one packet refreshes, the next goes fast", aged(alice, refresh+time.Second), []move{
+			{hook: bpf.HookEncap, frame: sent(inner{}), want: "refresh"},
+			{hook: bpf.HookEncap, frame: sent(inner{}), want: "fast"},
+		}},
+		{"decap: packets behind a refresh stay in order", aged(bob, refresh+time.Second), []move{
+			{hook: bpf.HookDecap, frame: received(inner{}), want: "refresh"},
+			{hook: bpf.HookDecap, frame: received(inner{}), want: "in_order"},
+			{hook: bpf.HookDeliver, frame: arrived(inner{}).frame(), want: "refresh"},
+			{hook: bpf.HookDecap, frame: received(inner{}), sleep: 2 * hold, want: "fast"},
+			{hook: bpf.HookDeliver, frame: arrived(inner{}).frame(), want: "fast"},
+		}},
+		{"decap: single packets stay behind aggregates", nil, []move{
+			{hook: bpf.HookDecap, frame: received(inner{}), want: "fast"},
+			{hook: bpf.HookDecap, frame: received(tcp), gso: true, want: "aggregate"},
+			{hook: bpf.HookDecap, frame: received(inner{}), want: "in_order"},
+			{hook: bpf.HookDecap, frame: received(inner{}), sleep: 2 * hold, want: "fast"},
+		}},
+		{"deliver: a refresh due is stamped and holds", aged(bob, refresh+time.Second), []move{
+			{hook: bpf.HookDeliver, frame: arrived(inner{}).frame(), want: "refresh"},
+			{hook: bpf.HookDeliver, frame: arrived(inner{}).frame(), want: "refresh"},
+			{hook: bpf.HookDeliver, frame: arrived(inner{}).frame(), sleep: 2 * hold, want: "fast"},
+		}},
+		{"a moved source is unknown from then on", nil, []move{
+			{hook: bpf.HookDecap, frame: received(inner{src: dave}), want: "src_moved"},
+			{hook: bpf.HookDecap, frame: received(inner{src: dave}), want: "src_unknown"},
+			{hook: bpf.HookEncap, frame: sent(inner{dst: dave}), want: "dst_unknown"},
+		}},
+		{"a static source elsewhere stays refused", nil, []move{
+			{hook: bpf.HookDecap, frame: received(inner{src: sue}), want: "src_moved"},
+			{hook: bpf.HookDecap, frame: received(inner{src: sue}), want: "src_moved"},
+			{hook: bpf.HookEncap, frame: sent(inner{src: sue}), want: "fast"},
+		}},
+		{"a silent destination comes back when it speaks", aged(alice, ageing+time.Second), []move{
+			{hook: bpf.HookDecap, frame: received(inner{}), want: "dst_aged"},
+			{hook: bpf.HookEncap, frame: sent(inner{}), want: "refresh"},
+			{hook: bpf.HookDecap, frame: received(inner{}), want: "fast"},
+		}},
+		// types.h: `slow` is when a *unicast* frame took the slow path; floods need no order with it, and every ARP
+		// request of a host would cost all its flows the fast path for a while.
+		{"decap: a flood does not hold unicast back", nil, []move{
+			{hook: bpf.HookDecap, frame: received(inner{dst: broadcast}), want: "bum"},
+			{hook: bpf.HookDecap, frame: received(inner{}), want: "fast"},
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l.reset(t)
+			if c.prepare != nil {
+				c.prepare(l)
+			}
+			for n, m := range c.moves {
+				time.Sleep(m.sleep)
+				if got := step(t, m.hook, m.frame, m.gso); got != m.want {
+					t.Errorf("step %d: %s, want %s", n+1, got, m.want)
+				}
+			}
+		})
+	}
+}
+
+// What a packet says about itself besides its bytes.
+func TestPacketState(t *testing.T) {
+	l := newLab(t, nil)
+	const ip4, ip6 = 0x0008, 0xdd86 // EtherTypes as skb->protocol shows them
+	const host, other = 0, 3
+	for _, c := range []struct {
+		name     string
+		hook     bpf.Hook
+		frame    []byte
+		shim     shim
+		protocol uint32
+		pktType  uint32
+		verified bool // checksum level still says so
+	}{
+		{"encap ipv4", bpf.HookEncap, sent(inner{}), shim{}, ip4, other, false},
+		{"encap ipv6", bpf.HookEncap, sent(inner{v6: true}), shim{}, ip4, other, false},
+		{"encap ipv4 from another tunnel", bpf.HookEncap, sent(inner{}), shim{encapsulated: 0x0800}, ip4, other, false},
+		// bpf_redirect_neigh and drivers go by skb->protocol: an IPv4 packet that says IPv6 is dropped or mangled.
+		{"encap ipv6 from another tunnel", bpf.HookEncap, sent(inner{v6: true}), shim{encapsulated: 0x86dd}, ip4, other, false},
+		{"encap verified", bpf.HookEncap, sent(inner{}), shim{verified: true}, ip4, other, false},
+		{"decap ipv4", bpf.HookDecap, received(inner{}), shim{}, ip4, host, false},
+		{"decap ipv6", bpf.HookDecap, received(inner{v6: true}), shim{}, ip6, host, false},
+		{"decap with one verified checksum", bpf.HookDecap, received(inner{}), shim{verified: true}, ip4, host, false},
+		{"deliver to a container", bpf.HookDeliver, arrived(inner{}).frame(), shim{}, ip4, host, false},
+		{"deliver to a port to transmit on", bpf.HookDeliver, arrived(inner{dst: tap}).frame(), shim{}, ip4, other, false},
+		{"deliver keeps the checksum state", bpf.HookDeliver, arrived(inner{}).frame(), shim{verified: true}, ip4, host, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l.reset(t)
+			p := l.program(c.hook)
+			if c.shim != (shim{}) {
+				p = l.through(t, c.shim, c.hook).Program
+			}
+			ctx := skBuff{Ifindex: l.device(c.hook)}
+			verdict, out, err := l.exec(p, c.frame, ctx, 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			reason := progCase{hook: c.hook, frame: c.frame, reason: bpf.Fast}
+			l.judge(t, reason, verdict, out)
+			s := l.probe(t, c.shim, c.hook, c.frame, ctx)
+			if s.Protocol != c.protocol {
+				t.Errorf("protocol %#04x, want %#04x (network order as the host reads it)", s.Protocol, c.protocol)
+			}
+			if s.PktType != c.pktType {
+				t.Errorf("packet type %d, want %d", s.PktType, c.pktType)
+			}
+			if got := s.CSum >= 0; got != c.verified {
+				t.Errorf("checksum verified: %v, want %v", got, c.verified)
+			}
+			if int(s.Len) != len(out) {
+				t.Errorf("length %d, want %d", s.Len, len(out))
+			}
+		})
+	}
+}
+
+// Code behind a constant that is off has not been verified (STYLE.md): load each way, and run it.
+func TestConstants(t *testing.T) {
+	in4, in6 := received(inner{}), received(inner{v6: true})
+	for _, c := range []struct {
+		name      string
+		constants map[string]any
+		v6        bpf.Reason
+		held      bpf.Reason // what comes right behind an aggregate
+	}{
+		{"as built", nil, bpf.Fast, reason("in_order")},
+		{"no DECAP_L3_IPV6", map[string]any{"vx_have_decap6": uint8(0)}, reason("adjust_failed"), reason("in_order")},
+		{"no hold", map[string]any{"vx_hold_ns": uint64(0)}, bpf.Fast, bpf.Fast},
+		{"neither", map[string]any{"vx_hold_ns": uint64(0), "vx_have_decap6": uint8(0)}, reason("adjust_failed"), bpf.Fast},
+		{"a long hold", map[string]any{"vx_hold_ns": uint64(time.Second)}, bpf.Fast, reason("in_order")},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := newLab(t, c.constants)
+			progCase{hook: bpf.HookDecap, frame: in4, reason: bpf.Fast}.run(t, l)
+			progCase{hook: bpf.HookDecap, frame: in6, reason: c.v6}.run(t, l)
+			progCase{hook: bpf.HookDecap, frame: in4, reason: c.held,
+				prepare: func(l *lab) { l.edit(bob, func(e *bpf.FDBEntry) { e.Slow = ago(0) }) }}.run(t, l)
+			progCase{hook: bpf.HookEncap, frame: sent(inner{v6: true}), reason: bpf.Fast}.run(t, l)
+			for _, h := range []bpf.Hook{bpf.HookEncap, bpf.HookDecap, bpf.HookDeliver} {
+				info, err := l.program(h).Info()
+				if err != nil {
+					t.Fatal(err)
+				}
+				insns, err := info.Instructions()
+				if err != nil {
+					t.Fatal(err)
+				}
+				verified, ok := info.VerifiedInstructions()
+				if !ok {
+					t.Error("the kernel does not say how much it verified")
+				}
+				t.Logf("vx_tc_%v: %d instructions, the verifier looked at %d", h, len(insns), verified)
+			}
+		})
+	}
+}
+
+// counted is every packet of the network since the last reset.
+func (l *lab) counted() (n uint64) {
+	c, err := l.set.Counters.Read(netID)
+	must(err)
+	for _, hook := range c {
+		for _, v := range hook {
+			n += v.Packets
+		}
+	}
+	return n
+}
+
+// fits makes fuzzed bytes a frame that the kernel takes as a test input.
+func fits(b []byte) bool { return len(b) > ethHdr && len(b) <= frameMax }
+
+// refused says that the kernel would not make a test packet of the bytes (an IP
+// EtherType with no room for the header), so no program has seen them.
+func refused(err error) bool { return errors.Is(err, unix.EINVAL) }
+
+// Whatever comes from the underlay: untouched to the kernel, or without its outer 50 bytes to a port.
+func FuzzDecap(f *testing.F) {
+	for _, c := range decapCases() {
+		f.Add(c.frame, uint16(c.gsoSize))
+	}
+	l := newLab(f, nil)
+	f.Fuzz(func(t *testing.T, b []byte, gsoSize uint16) {
+		if !fits(b) {
+			t.Skip("no such frame")
+		}
+		l.resetFDB()
+		verdict, out, err := l.exec(l.obj.VxTcDecap, b, skBuff{Ifindex: l.underlay, GSOSize: uint32(gsoSize)}, 1)
+		switch {
+		case refused(err):
+			t.Skip("refused by the kernel")
+		case err != nil:
+			t.Fatal(err)
+		case verdict == actUnspec:
+			if !bytes.Equal(out, b) {
+				t.Errorf("to the kernel, but changed:\n%s", cmp.Diff(b, out))
+			}
+		case verdict == actRedirect:
+			if gsoSize != 0 || len(b) < outerLen || !bytes.Equal(out, b[outerLen:]) {
+				t.Errorf("carried, but not the inner frame:\n%x\n%x", b, out)
+			}
+			if sum(b[ethHdr:ethHdr+ip4Hdr]) != 0xffff || int(binary.BigEndian.Uint16(b[16:])) != len(b)-ethHdr {
+				t.Errorf("carried a broken outer header: %x", b[:outerLen])
+			}
+		default:
+			t.Errorf("verdict %d", verdict)
+		}
+	})
+}
+
+// Whatever comes from a port: untouched to the kernel, or whole behind a right outer header.
+func FuzzEncap(f *testing.F) {
+	for _, c := range append(encapCases(), mtuCases()...) {
+		f.Add(c.frame, uint16(c.gsoSize))
+	}
+	l := newLab(f, nil)
+	f.Fuzz(func(t *testing.T, b []byte, gsoSize uint16) {
+		if !fits(b) {
+			t.Skip("no such frame")
+		}
+		l.resetFDB()
+		must(l.set.Counters.Reset(netID))
+		verdict, out, err := l.exec(l.obj.VxTcEncap, b, skBuff{Ifindex: l.port, GSOSize: uint32(gsoSize)}, 1)
+		switch {
+		case refused(err):
+			t.Skip("refused by the kernel")
+		case err != nil:
+			t.Fatal(err)
+		case verdict == actUnspec:
+			if !bytes.Equal(out, b) {
+				t.Errorf("to the kernel, but changed:\n%s", cmp.Diff(b, out))
+			}
+		case verdict == actRedirect:
+			v := l.vtep(vtep1)
+			if [6]byte(b[:6]) == [6]byte(dave) {
+				v = l.vtep(vtep2)
+			}
+			checkEncap(t, v, vni, b, out)
+			if len(b)-ethHdr > overlayMTU {
+				t.Errorf("carried %d bytes, the link takes %d", len(b)-ethHdr, overlayMTU)
+			}
+		default:
+			t.Errorf("verdict %d", verdict)
+		}
+		if n := l.counted(); n != 1 {
+			t.Errorf("counted %d packets, want 1", n)
+		}
+	})
+}

@@ -88,12 +88,13 @@ func (c *checker) config(raw *rawConfig) *Config {
 			c.devices[n.Device.text] = taken{c.who(i), n.Device.at}
 		}
 	}
-	if !u.Device.set && slices.ContainsFunc(raw.Networks, func(n rawNetwork) bool { return n.set && !n.Device.set }) {
+	wrong := u.at != (pos{}) && u.path == "" // not a mapping: reported
+	if !wrong && slices.ContainsFunc(raw.Networks, func(n rawNetwork) bool { return n.set && !n.Device.set }) {
 		at := where{at: raw.at, path: "underlay"}
 		if u.at != (pos{}) {
 			at.at = u.at
 		}
-		c.fail(at, "write `underlay: {device: eth2}`, with the link that leads to the other hosts", "device is missing")
+		c.need(u.Device, at, "device", "write `underlay: {device: eth2}`, with the link that leads to the other hosts")
 	}
 	for i := range raw.Networks {
 		if raw.Networks[i].set {
@@ -613,7 +614,7 @@ func (c *checker) addr(s scalar, hint string) (netip.Addr, bool) {
 	case a.Zone() != "":
 		c.fail(s.where, "write "+a.WithZone("").String()+": the device says the link", "%s has a zone", show(s.text))
 	case a.Is4In6():
-		c.fail(s.where, "write "+a.Unmap().String(), "%s is IPv4 in an IPv6 coat", show(s.text))
+		c.fail(s.where, "write "+a.Unmap().String(), "%s is an IPv4 address written as IPv6", show(s.text))
 	default:
 		return a, true
 	}
@@ -662,7 +663,7 @@ func notUnicast(a netip.Addr) string {
 	case a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
 		return "is the broadcast address"
 	case a.Is4In6():
-		return "is IPv4 in an IPv6 coat"
+		return "is an IPv4 address written as IPv6"
 	}
 	return ""
 }
