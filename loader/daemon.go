@@ -110,7 +110,8 @@ type Daemon struct {
 	ports    map[uint32]vxmaps.Port
 	networks map[vxmaps.NetworkKey]vxmaps.Network
 	hooks    map[hook]bool
-	full     bool // the FDB map refused an entry: said once
+	refused  map[hook]string // why a program could not be attached
+	full     bool            // the FDB map refused an entry: said once
 }
 
 // placed is an entry of the FDB map, with the outer header that it points to.
@@ -471,10 +472,11 @@ func (d *Daemon) start() error {
 	for _, h := range have {
 		d.hooks[h] = true
 	}
-	if err := d.renew(); err != nil {
+	if err := d.resync(); err != nil {
 		return err
 	}
-	if err := d.resync(); err != nil {
+	// Only now: what an earlier run left in the maps may have been wrong for long.
+	if err := d.renew(); err != nil {
 		return err
 	}
 	if err := d.vteps.sweep(); err != nil {
@@ -831,11 +833,17 @@ func (d *Daemon) sync() error {
 			return err
 		}
 	}
+	refused := map[hook]string{}
 	for h, dev := range wantHooks {
+		// One device that takes no program does not stop the others: its packets are the kernel's.
 		if err := d.attach(h, dev); err != nil {
-			return err
+			refused[h] = oneLine(err)
+			if d.refused[h] != refused[h] {
+				d.log.Warn("stays on the slow path", "dev", dev, "err", err)
+			}
 		}
 	}
+	d.refused = refused
 	for h := range d.hooks {
 		if _, ok := wantHooks[h]; !ok {
 			if err := d.at.detach(h); err != nil {
@@ -981,11 +989,17 @@ func (d *Daemon) publish() {
 		if s.Reason == "" {
 			s.Reason = n.off
 		}
+		if dev, ok := d.view.linkByName(n.cfg.Underlay.Device); ok && s.Reason == "" {
+			s.Reason = d.refused[hook{"vx_tc_decap", dev.Index, false}]
+		}
 		if n.fallback == "" {
 			for _, l := range d.view.ports(n) {
 				ok, why := forwards(l)
 				if ok && n.off != "" {
 					ok, why = false, n.off
+				}
+				if r := d.refused[hook{"vx_tc_encap", l.Index, false}]; ok && r != "" {
+					ok, why = false, r
 				}
 				s.Ports = append(s.Ports, PortState{Name: l.Name, Index: l.Index, Fast: ok, Reason: why})
 			}
