@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
@@ -103,11 +104,28 @@ func layout(spec *ebpf.CollectionSpec) string {
 		if !strings.HasPrefix(name, "vx_") {
 			continue
 		}
-		lines = append(lines, fmt.Sprintf("%s %v %d %d %d %+4v %+4v", name, m.Type, m.KeySize, m.ValueSize, m.MaxEntries, m.Key, m.Value))
+		lines = append(lines, fmt.Sprintf("%s %v %d %d %d %s %s", name, m.Type, m.KeySize, m.ValueSize, m.MaxEntries, shape(m.Key), shape(m.Value)))
 	}
 	slices.Sort(lines)
 	h := sha256.Sum256([]byte(strings.Join(lines, "\n")))
 	return hex.EncodeToString(h[:6])
+}
+
+// shape spells out the fields of a key or value: the same size can hold other fields.
+func shape(t btf.Type) string {
+	s, ok := btf.UnderlyingType(t).(*btf.Struct)
+	if !ok {
+		return ""
+	}
+	var b strings.Builder
+	for _, m := range s.Members {
+		size, err := btf.Sizeof(m.Type)
+		if err != nil {
+			size = -1 // the offsets of the others tell
+		}
+		fmt.Fprintf(&b, "%s@%d+%d,", m.Name, m.Offset, size)
+	}
+	return b.String()
 }
 
 // layouts lists the pinned map directories of an instance.

@@ -56,7 +56,7 @@ func parseYAML(ps *problems) (body ast.Node, ok bool) {
 		ps.syntax(bad, bad.Error)
 		return nil, false
 	}
-	if false && !ps.shape(tokens) {
+	if !ps.shape(tokens) {
 		return nil, false
 	}
 	file, err := parser.Parse(tokens, 0, parser.AllowDuplicateMapKey())

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package fdb is the vocabulary of the overlay: network identifiers, MAC
-// addresses, forwarding entries, and the pure logic that compares two tables
-// of them. It imports the standard library only and is the leaf that every
-// other package may use.
+// addresses, forwarding entries. It imports the standard library only and is
+// the leaf that every other package may use.
 package fdb
 
 import (
@@ -132,8 +131,8 @@ type Entry struct {
 	// Static entries do not age: configured, or learnt from a control plane.
 	Static bool
 	// Seen is when the kernel last had a frame from this MAC, on
-	// CLOCK_MONOTONIC. It is not part of what Diff compares: the data path
-	// moves it on its own.
+	// CLOCK_MONOTONIC. Same does not look at it: the data path moves it on
+	// its own.
 	Seen time.Duration
 }
 
@@ -146,20 +145,3 @@ func (e Entry) Same(o Entry) bool {
 
 // Table is a set of entries.
 type Table map[Key]Entry
-
-// Diff returns what must be put and what must be deleted to turn have into
-// want. Entries that are the same are left alone, so their age survives.
-func Diff(have, want Table) (put Table, del []Key) {
-	put = Table{}
-	for k, w := range want {
-		if h, ok := have[k]; !ok || !h.Same(w) {
-			put[k] = w
-		}
-	}
-	for k := range have {
-		if _, ok := want[k]; !ok {
-			del = append(del, k)
-		}
-	}
-	return put, del
-}
