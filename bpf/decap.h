@@ -30,22 +30,23 @@ static __always_inline int ip_csum_ok(const struct iphdr *ip)
 
 /*
  * Everything that the kernel's IP, UDP and VXLAN receive paths check on a single
- * packet (RFC 7348 section 4.1 and 5, RFC 6040 section 4.2), for a packet that
- * is known to be VXLAN for a VNI of ours. What they would not simply accept is
- * theirs to judge.
+ * packet (RFC 7348 section 4.1 and 5), for a packet that is known to be VXLAN
+ * for a VNI of ours. What they would not simply accept is theirs to judge.
  */
-static __always_inline int outer4_check(struct __sk_buff *skb, const struct outer4 *o)
+static __always_inline int outer4_check(struct __sk_buff *skb, const struct outer4 *o, __u32 len, __u32 gso_size)
 {
 	__u32 tot = bpf_ntohs(o->ip.tot_len);
 
 	if (o->vxlan.flags != VXLAN_FLAG_I || (o->vxlan.vni & bpf_htonl(0xff)))
 		return -OUTER_MALFORMED;
-	if (tot + sizeof(struct ethhdr) != skb->len || bpf_ntohs(o->udp.len) + sizeof(struct iphdr) != tot)
+	/* GRO has checked these, and rewritten the lengths. The vxlan device takes its tunnel state off; adjust_room
+	 * cannot. */
+	if (gso_size)
+		return -AGGREGATE;
+	if (tot + sizeof(struct ethhdr) != len || bpf_ntohs(o->udp.len) + sizeof(struct iphdr) != tot)
 		return -OUTER_MALFORMED;
 	if (!ip_csum_ok(&o->ip))
 		return -OUTER_MALFORMED;
-	if ((o->ip.tos & ECN_MASK) == ECN_CE)
-		return -OUTER_CE;
 	/* A checksum that the device verified shows as a level; any other state is opaque to BPF. */
 	if (o->udp.check && bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) < 0)
 		return -OUTER_CSUM;
@@ -53,8 +54,9 @@ static __always_inline int outer4_check(struct __sk_buff *skb, const struct oute
 }
 
 /*
- * Take the outer 50 bytes off, so that the inner frame starts the packet. The
- * checksum state goes down one level with them, as in the kernel.
+ * Take the outer 50 bytes off, so that the inner frame starts the packet. A
+ * checksum level that the device verified goes down with them, as when the
+ * kernel's UDP takes a packet with checksum 0: what is left is checked anew.
  */
 static __always_inline int decap4(struct __sk_buff *skb, struct frame *f, const struct ethhdr *inner)
 {

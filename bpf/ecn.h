@@ -9,9 +9,18 @@
 
 enum {
 	ECN_MASK = 3,
+	ECN_ECT1 = 1,
 	ECN_ECT0 = 2,
 	ECN_CE = 3,
 };
+
+/* Does decapsulation change or drop the inner packet (RFC 6040 section 4.2, figure 4)? */
+static __always_inline int ecn_decap_changes(__u8 outer, __u8 inner)
+{
+	outer &= ECN_MASK;
+	inner &= ECN_MASK;
+	return (outer == ECN_CE && inner != ECN_CE) || (outer == ECN_ECT1 && inner == ECN_ECT0);
+}
 
 /* Outer ECN field for an inner TOS, as the kernel's INET_ECN_encapsulate: CE inside becomes ECT(0) outside. */
 static __always_inline __u8 ecn_encap(__u8 inner)

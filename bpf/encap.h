@@ -59,9 +59,11 @@ static __always_inline int encap4(struct __sk_buff *skb, struct frame *f, const 
 		/*
 		 * The packet came decapsulated from another tunnel and still says
 		 * "encapsulated" (or is a tunnel packet of the container's own).
-		 * A single packet needs no GSO state: prepend without it.
+		 * A single packet needs no GSO state: prepend without it. But
+		 * without ENCAP_L3_IPV4 skb->protocol would stay IPv6 on what is
+		 * IPv4 now, and bpf_redirect_neigh would route it so.
 		 */
-		if (gso_size)
+		if (gso_size || inner.h_proto == bpf_htons(ETH_P_IPV6))
 			return -NESTED;
 		err = bpf_skb_adjust_room(skb, OUTER4_LEN, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO);
 	}

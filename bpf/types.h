@@ -41,7 +41,7 @@ enum reason {
 	NO_VTEP,         /* entry without a usable outer header */
 	OUTER_CSUM,      /* outer UDP checksum that nobody has verified yet */
 	OUTER_MALFORMED, /* outer lengths, header checksum, or VXLAN flags that the kernel must judge */
-	OUTER_CE,        /* outer ECN says congestion: RFC 6040 is the kernel's here */
+	OUTER_ECN,       /* outer ECN that must change the inner: RFC 6040 is the kernel's here */
 	OUTER_NOT_LOCAL, /* our VNI, but not sent to our VTEP address */
 	AGGREGATE,       /* GRO aggregate: the vxlan device splits the tunnel state off */
 	IN_ORDER,        /* a frame of this MAC took the slow path a moment ago: do not overtake */
@@ -69,13 +69,12 @@ struct fdb_key {
 	__u8 mac[6];
 };
 
+/* The first 8 bytes are read as one: the element may be given to another key under a running program. */
 struct fdb_entry {
 	__u8 kind;  /* enum entry_kind */
 	__u8 flags; /* enum entry_flag */
 	__u16 mtu;  /* bytes after the Ethernet header that the port takes; local kinds */
-	__u32 port; /* ifindex of the port, or of the bridge device for KIND_HOST; local kinds */
-	__u32 vtep; /* index into vx_vtep; KIND_REMOTE */
-	__u32 pad;
+	__u32 to;   /* ifindex of the port, or of the bridge device for KIND_HOST; index into vx_vtep for KIND_REMOTE */
 	__u64 seen; /* ns, CLOCK_MONOTONIC_COARSE: when the kernel last had a frame from this MAC */
 	__u64 slow; /* ns, same clock: when a received unicast frame of this MAC last took the slow path */
 };
@@ -148,7 +147,7 @@ struct counter {
 
 _Static_assert(sizeof(struct fdb_key) == 8, "fdb_key has padding");
 _Static_assert(sizeof(struct vni_key) == 8, "vni_key has padding");
-_Static_assert(sizeof(struct fdb_entry) == 32, "fdb_entry layout");
+_Static_assert(sizeof(struct fdb_entry) == 24, "fdb_entry layout");
 _Static_assert(sizeof(struct outer4) == 50, "outer header is 50 bytes");
 _Static_assert(sizeof(struct vtep) == 72, "vtep layout");
 _Static_assert(__builtin_offsetof(struct __sk_buff, gso_size) == 176, "tc context as in linux/bpf.h");

@@ -44,9 +44,7 @@ type vxFdbEntry struct {
 	Kind  uint8
 	Flags uint8
 	Mtu   uint16
-	Port  uint32
-	Vtep  uint32
-	Pad   uint32
+	To    uint32
 	Seen  uint64
 	Slow  uint64
 }
@@ -115,7 +113,7 @@ const (
 	vxReasonNO_VTEP         vxReason = 17
 	vxReasonOUTER_CSUM      vxReason = 18
 	vxReasonOUTER_MALFORMED vxReason = 19
-	vxReasonOUTER_CE        vxReason = 20
+	vxReasonOUTER_ECN       vxReason = 20
 	vxReasonOUTER_NOT_LOCAL vxReason = 21
 	vxReasonAGGREGATE       vxReason = 22
 	vxReasonIN_ORDER        vxReason = 23

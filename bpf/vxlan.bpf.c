@@ -21,36 +21,65 @@
 #include "types.h"
 #include "verdict.h"
 
+/* The half of an entry that says where a MAC lives, as it was at one moment. */
+struct place {
+	__u8 kind;
+	__u8 flags;
+	__u16 mtu;
+	__u32 to;
+};
+
+static __always_inline struct place place_of(const struct fdb_entry *e)
+{
+	union {
+		__u64 word;
+		struct place place;
+	} u = {.word = *(const volatile __u64 *)e};
+
+	return u.place;
+}
+
+/* Clocks of two CPUs may differ by a tick, so a stamp may lie ahead. */
+static __always_inline int older(__u64 stamp, __u64 now, __u64 age)
+{
+	return (__s64)(now - stamp) > (__s64)age;
+}
+
+/* So lately that a frame of then may still be on its way through the slow path. */
+static __always_inline int recent(__u64 stamp, __u64 now)
+{
+	return (__s64)(now - stamp) < (__s64)vx_hold_ns;
+}
+
 /*
  * The source check: the fast path carries only frames from which the kernel has
  * nothing to learn. `here` says that the frame came from where the entry says
  * its source lives. Every frame of a known source passes this, BUM too, so a
  * move shows at the first frame from the new place, and `seen` tells truly when
- * the kernel last had one.
+ * the kernel last had one: it is stamped only for a frame that the kernel will
+ * take for sure.
  */
-static __always_inline int source_check(struct fdb_key *key, struct fdb_entry *src, int here, __u64 now, __u64 refresh)
+static __always_inline int source_check(struct fdb_key *key, struct fdb_entry *src, struct place at, int here, int sure,
+                                        __u64 now, __u64 refresh)
 {
 	if (!here) {
-		if (!(src->flags & ENTRY_STATIC))
+		if (!(at.flags & ENTRY_STATIC))
 			bpf_map_delete_elem(&vx_fdb, key);
 		return -SRC_MOVED;
 	}
-	if (!(src->flags & ENTRY_STATIC) && now - src->seen > refresh) {
+	if (sure && !(at.flags & ENTRY_STATIC) && older(src->seen, now, refresh)) {
 		src->seen = now;
 		return -REFRESH;
 	}
 	return 0;
 }
 
-/* May the kernel's entry behind this one have aged out, or its writer be dead? Clocks of two CPUs may differ by a tick.
- */
-static __always_inline int usable(const struct fdb_entry *e, __u64 now, __u64 ageing)
+/* May the kernel's entry behind this one have aged out, or its writer be dead? */
+static __always_inline int usable(const struct fdb_entry *e, struct place at, __u64 now, __u64 ageing)
 {
-	if (e->flags & ENTRY_STATIC)
+	if (at.flags & ENTRY_STATIC)
 		return lease_fresh(now) ? 0 : -NO_LEASE;
-	if (ageing && (__s64)(now - e->seen) > (__s64)ageing)
-		return -DST_AGED;
-	return 0;
+	return ageing && older(e->seen, now, ageing) ? -DST_AGED : 0;
 }
 
 static __always_inline void fdb_key_set(struct fdb_key *key, __u16 net, const __u8 *mac)
@@ -71,11 +100,13 @@ static __always_inline int encap(struct __sk_buff *skb, const struct port *port)
 	struct fdb_entry *src, *dst;
 	struct fdb_key key;
 	struct ethhdr *eth;
+	__u16 flags, mtu;
+	struct place at;
 	struct vtep *v;
 	struct frame f;
-	__u32 len, mtu;
 	__be16 proto;
 	__u64 now;
+	__u32 len;
 	__u8 tos;
 	int err;
 
@@ -93,7 +124,8 @@ static __always_inline int encap(struct __sk_buff *skb, const struct port *port)
 	src = bpf_map_lookup_elem(&vx_fdb, &key);
 	if (!src)
 		return -SRC_UNKNOWN;
-	err = source_check(&key, src, src->kind != KIND_REMOTE && src->port == skb->ifindex, now, port->refresh);
+	at = place_of(src);
+	err = source_check(&key, src, at, at.kind != KIND_REMOTE && at.to == skb->ifindex, 1, now, port->refresh);
 	if (err)
 		return err;
 	if (mac_is_multicast(eth->h_dest))
@@ -106,13 +138,17 @@ static __always_inline int encap(struct __sk_buff *skb, const struct port *port)
 	dst = bpf_map_lookup_elem(&vx_fdb, &key);
 	if (!dst)
 		return -DST_UNKNOWN;
-	if (dst->kind != KIND_REMOTE)
+	at = place_of(dst);
+	if (at.kind != KIND_REMOTE)
 		return -DST_LOCAL;
-	err = usable(dst, now, port->ageing);
+	err = usable(dst, at, now, port->ageing);
 	if (err)
 		return err;
-	v = bpf_map_lookup_elem(&vx_vtep, &dst->vtep);
-	if (!v || !(v->flags & VTEP_READY))
+	v = bpf_map_lookup_elem(&vx_vtep, &at.to);
+	if (!v)
+		return -NO_VTEP;
+	flags = *(volatile __u16 *)&v->flags;
+	if (!(flags & VTEP_READY))
 		return -NO_VTEP;
 
 	if (proto == bpf_htons(ETH_P_IPV6)) {
@@ -138,22 +174,24 @@ static __always_inline int encap(struct __sk_buff *skb, const struct port *port)
 	err = encap4(skb, &f, v, port->vni, tos, gso_size);
 	if (err)
 		return err;
-	if ((v->flags & VTEP_MACS) && lease_fresh(now))
+	/* Both before and after the template was copied: its writer clears the flag around a change. */
+	flags &= *(volatile __u16 *)&v->flags;
+	if ((flags & VTEP_MACS) && lease_fresh(now))
 		return bpf_redirect(v->ifindex, 0);
 	/* Nobody vouches for the template's MAC addresses: the neighbour table is always right. */
 	return bpf_redirect_neigh(v->ifindex, 0, 0, 0);
 }
 
 /* Hand a decapsulated frame to a local port. Returns a tc verdict. */
-static __always_inline int deliver(struct __sk_buff *skb, const struct fdb_entry *dst)
+static __always_inline int deliver(struct __sk_buff *skb, struct place at)
 {
-	if (dst->kind == KIND_PEER) {
+	if (at.kind == KIND_PEER) {
 		/* The frame is for the container, not for us: a stack drops what says "other host". */
 		if (skb->pkt_type != PACKET_HOST)
 			bpf_skb_change_type(skb, PACKET_HOST);
-		return bpf_redirect_peer(dst->port, 0);
+		return bpf_redirect_peer(at.to, 0);
 	}
-	return bpf_redirect(dst->port, dst->kind == KIND_HOST ? BPF_F_INGRESS : 0);
+	return bpf_redirect(at.to, at.kind == KIND_HOST ? BPF_F_INGRESS : 0);
 }
 
 /*
@@ -163,16 +201,19 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct fdb_entry
  */
 static __always_inline int decap(struct __sk_buff *skb, __u32 *net)
 {
+	__u32 gso_size = skb->gso_size, len = skb->len;
 	struct fdb_entry *src, *dst;
+	int err, outer, multicast;
 	struct vni_key vkey = {};
 	struct network *n;
 	struct ethhdr inner;
 	struct fdb_key key;
 	struct outer4 *o;
+	struct place at;
 	struct vtep *v;
 	struct frame f;
-	int err, outer, multicast;
 	__u64 now;
+	__u8 tos;
 
 	multicast = skb->pkt_type == PACKET_MULTICAST;
 	if (skb->protocol != bpf_htons(ETH_P_IP) || (skb->pkt_type != PACKET_HOST && !multicast) || skb->vlan_present)
@@ -195,7 +236,7 @@ static __always_inline int decap(struct __sk_buff *skb, __u32 *net)
 		return -NOT_READY;
 	if (o->ip.daddr != n->local && !multicast)
 		return -OUTER_NOT_LOCAL;
-	outer = outer4_check(skb, o);
+	outer = outer4_check(skb, o, len, gso_size);
 	if (outer == -OUTER_MALFORMED)
 		return outer;
 
@@ -205,10 +246,13 @@ static __always_inline int decap(struct __sk_buff *skb, __u32 *net)
 	src = bpf_map_lookup_elem(&vx_fdb, &key);
 	if (!src)
 		return -SRC_UNKNOWN;
+	at = place_of(src);
 	v = 0;
-	if (src->kind == KIND_REMOTE)
-		v = bpf_map_lookup_elem(&vx_vtep, &src->vtep);
-	err = source_check(&key, src, v && v->remote == o->ip.saddr, now, n->refresh);
+	if (at.kind == KIND_REMOTE)
+		v = bpf_map_lookup_elem(&vx_vtep, &at.to);
+	err = source_check(&key, src, at, v && v->remote == o->ip.saddr, outer == 0, now, n->refresh);
+	if (err == -SRC_MOVED)
+		return err;
 	if (!err && (multicast || mac_is_multicast(inner.h_dest)))
 		return -BUM;
 	err = err ?: outer;
@@ -216,38 +260,46 @@ static __always_inline int decap(struct __sk_buff *skb, __u32 *net)
 		goto slow;
 	if (!is_ip(inner.h_proto))
 		return -NOT_IP;
-	/* The kernel's vxlan device clears the tunnel state of an aggregate; adjust_room cannot before 7.0. */
-	if (skb->gso_size) {
-		err = -AGGREGATE;
-		goto slow;
+	if (o->ip.tos & ECN_MASK) {
+		/* Both families have what matters in the first two bytes. */
+		__u8 *ip = f.data + OUTER4_LEN + sizeof(inner);
+
+		if ((void *)(ip + 2) > f.end)
+			return -TRUNCATED;
+		tos = inner.h_proto == bpf_htons(ETH_P_IP) ? ip[1] : ip[0] << 4 | ip[1] >> 4;
+		if (ecn_decap_changes(o->ip.tos, tos)) {
+			err = -OUTER_ECN;
+			goto slow;
+		}
 	}
-	if (now - src->slow < vx_hold_ns)
+	if (recent(src->slow, now))
 		return -IN_ORDER;
 
 	fdb_key_set(&key, n->net, inner.h_dest);
 	dst = bpf_map_lookup_elem(&vx_fdb, &key);
 	if (!dst)
 		return -DST_UNKNOWN;
-	if (dst->kind == KIND_REMOTE)
+	at = place_of(dst);
+	if (at.kind == KIND_REMOTE)
 		return -DST_REMOTE;
-	if (dst->kind == KIND_EGRESS)
+	if (at.kind == KIND_EGRESS)
 		return -PORT_KIND;
-	if (dst->kind == KIND_PEER) {
-		err = usable(dst, now, n->ageing);
+	if (at.kind == KIND_PEER) {
+		err = usable(dst, at, now, n->ageing);
 		if (err)
 			return err;
 	}
-	if (skb->len - OUTER4_LEN - sizeof(inner) > dst->mtu)
+	if (len - OUTER4_LEN - sizeof(inner) > at.mtu)
 		return -MTU;
 
 	err = decap4(skb, &f, &inner);
 	if (err)
 		return err;
-	return deliver(skb, dst);
+	return deliver(skb, at);
 
 slow:
-	/* One store per tick: aggregates of a bulk flow come much faster than that. Same order for the next frames. */
-	if (err != -SRC_MOVED && src->slow != now)
+	/* One store per tick: aggregates of a bulk flow come much faster than that. */
+	if (src->slow != now)
 		src->slow = now;
 	return err;
 }
@@ -258,6 +310,7 @@ static __always_inline int from_vxlan(struct __sk_buff *skb, const struct port *
 	struct fdb_entry *src, *dst;
 	struct fdb_key key;
 	struct ethhdr *eth;
+	struct place at;
 	struct frame f;
 	__u64 now;
 	int err;
@@ -277,11 +330,12 @@ static __always_inline int from_vxlan(struct __sk_buff *skb, const struct port *
 	if (!src)
 		return -SRC_UNKNOWN;
 	/* Which VTEP it came from, the vxlan device has learnt or refused already. */
-	err = source_check(&key, src, src->kind == KIND_REMOTE, now, port->refresh);
+	at = place_of(src);
+	err = source_check(&key, src, at, at.kind == KIND_REMOTE, 1, now, port->refresh);
 	if (err)
 		return err;
 	/* vx_tc_decap just let a frame through for the kernel's sake: the bridge must see it too. */
-	if (!(src->flags & ENTRY_STATIC) && now - src->seen < vx_hold_ns)
+	if (!(at.flags & ENTRY_STATIC) && recent(src->seen, now))
 		return -REFRESH;
 	if (mac_is_multicast(eth->h_dest))
 		return -BUM;
@@ -292,17 +346,18 @@ static __always_inline int from_vxlan(struct __sk_buff *skb, const struct port *
 	dst = bpf_map_lookup_elem(&vx_fdb, &key);
 	if (!dst)
 		return -DST_UNKNOWN;
-	if (dst->kind == KIND_REMOTE)
+	at = place_of(dst);
+	if (at.kind == KIND_REMOTE)
 		return -DST_REMOTE;
-	if (dst->kind != KIND_HOST) {
-		err = usable(dst, now, port->ageing);
+	if (at.kind != KIND_HOST) {
+		err = usable(dst, at, now, port->ageing);
 		if (err)
 			return err;
 	}
 	/* The bridge lets an aggregate pass whatever its segments' size (is_skb_forwardable). */
-	if (!skb->gso_size && skb->len - sizeof(*eth) > dst->mtu)
+	if (!skb->gso_size && skb->len - sizeof(*eth) > at.mtu)
 		return -MTU;
-	return deliver(skb, dst);
+	return deliver(skb, at);
 }
 
 /* Verdict and counter for what encap, decap and from_vxlan return. */

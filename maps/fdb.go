@@ -21,9 +21,10 @@ type FDB struct{ m *ebpf.Map }
 // entry starts with e.Seen as the time the kernel last had a frame of the MAC.
 // A full map is an error that names its size.
 func (f *FDB) Put(k fdb.Key, e fdb.Entry, vtep uint32) error {
-	v := bpf.FDBEntry{Kind: uint8(e.Kind), Mtu: e.MTU, Port: e.Port, Seen: uint64(max(e.Seen, 0))}
+	// Frames of this MAC may be on the slow path just now: the first ones stay behind them.
+	v := bpf.FDBEntry{Kind: uint8(e.Kind), Mtu: e.MTU, To: e.Port, Seen: uint64(max(e.Seen, 0)), Slow: uint64(Now())}
 	if e.Kind == fdb.Remote {
-		v.Vtep = vtep
+		v.To = vtep
 	}
 	if e.Static {
 		v.Flags |= bpf.EntryStatic
@@ -64,9 +65,9 @@ func (f *FDB) All(vtep func(uint32) netip.Addr) (fdb.Table, error) {
 	var v bpf.FDBEntry
 	it := f.m.Iterate()
 	for it.Next(&k, &v) {
-		e := fdb.Entry{Kind: fdb.Kind(v.Kind), Port: v.Port, MTU: v.Mtu, Static: v.Flags&bpf.EntryStatic != 0, Seen: time.Duration(v.Seen)}
+		e := fdb.Entry{Kind: fdb.Kind(v.Kind), Port: v.To, MTU: v.Mtu, Static: v.Flags&bpf.EntryStatic != 0, Seen: time.Duration(v.Seen)}
 		if e.Kind == fdb.Remote {
-			e.VTEP = vtep(v.Vtep)
+			e.VTEP, e.Port = vtep(v.To), 0
 		}
 		t[fdb.Key{Net: fdb.NetID(k.Net), MAC: k.Mac}] = e
 	}
