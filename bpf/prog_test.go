@@ -935,7 +935,7 @@ var where = map[string][]bpf.Hook{
 	"no_vtep":         {bpf.HookEncap},
 	"outer_csum":      {bpf.HookDecap},
 	"outer_malformed": {bpf.HookDecap},
-	"outer_ecn":        {bpf.HookDecap},
+	"outer_ecn":       {bpf.HookDecap},
 	"outer_not_local": {bpf.HookDecap},
 	"aggregate":       {bpf.HookDecap},
 	"in_order":        {bpf.HookDecap},

@@ -95,7 +95,8 @@ type Daemon struct {
 	plan  *reconcile.Plan
 	state State
 	dirty bool // the state file is behind
-	fresh bool // nothing was loaded before
+	fresh bool // no state of an earlier run was there
+	bare  bool // no pins of an earlier run were there
 
 	view *view
 	nets []*network
@@ -207,7 +208,10 @@ func Load(ctx context.Context, cfg *config.Config, opt Options) (_ *Daemon, err 
 		return nil, err
 	}
 	old, err := ReadState(opt.runDir())
-	d.fresh = err != nil
+	// A state that cannot be read is one all the same: what it speaks of must stay.
+	d.fresh = errors.Is(err, os.ErrNotExist)
+	_, statErr := os.Stat(opt.pinDir())
+	d.bare = errors.Is(statErr, os.ErrNotExist)
 	switch {
 	case err == nil:
 		d.state.Owned, d.state.Qdiscs = old.Owned, old.Qdiscs
@@ -1047,7 +1051,10 @@ func (d *Daemon) devName(ifindex int) string {
 func (d *Daemon) abandon() error {
 	var errs []error
 	if d.lock != nil && d.fresh && d.state.Owned.Empty() {
-		errs = append(errs, removeTree(d.opt.pinDir()), removeRunFiles(d.opt.runDir()))
+		if d.bare {
+			errs = append(errs, removeTree(d.opt.pinDir()))
+		}
+		errs = append(errs, removeRunFiles(d.opt.runDir()))
 	}
 	return errors.Join(append(errs, d.Close())...)
 }

@@ -68,7 +68,7 @@ func Unload(ctx context.Context, opt Options, u UnloadOptions) (*reconcile.Plan,
 	if err != nil {
 		return nil, err
 	}
-	defer l.release()
+	defer func() { _ = l.release() }() // the end of the process releases it too
 
 	d := &Daemon{opt: opt, log: opt.Log, h: h, state: *st}
 	// The programs first: without them the kernel carries everything, links or not.

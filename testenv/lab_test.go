@@ -383,7 +383,7 @@ func TestUpForeignNamespace(t *testing.T) {
 	if err := foreign.create(); err != nil {
 		t.Fatal(err)
 	}
-	defer foreign.remove()
+	defer func() { _ = foreign.remove() }()
 	ino := foreign.inode()
 	s := small(P2P, HostSpec{Name: "a"}, HostSpec{Name: "b"})
 	s.Name = "f"
@@ -532,7 +532,7 @@ func TestNS(t *testing.T) {
 
 	// Errors, nesting, FailNow: the thread comes back or dies.
 	want := errors.New("mine")
-	if err := ns.Do(func() error { return want }); err != want {
+	if err := ns.Do(func() error { return want }); err != want { //nolint:errorlint // unwrapped is the point
 		t.Errorf("error %v, want it unchanged", err)
 	}
 	err = ns.Do(func() error {

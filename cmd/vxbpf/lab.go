@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -215,8 +216,20 @@ func (a *app) labExec() *cobra.Command {
   vxbpf lab exec lab h1 -- bridge fdb show
   vxbpf lab exec lab h1/mgmt-1 -- ping 172.29.236.21`,
 		ValidArgsFunction: completeLabs,
-		Args:              cobra.MinimumNArgs(3),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 2 && args[2] == "--" {
+				args = slices.Delete(slices.Clone(args), 2, 3)
+			}
+			if len(args) < 3 {
+				return errors.New("want a lab, a host or host/container, and a command")
+			}
+			return nil
+		},
 		RunE: func(c *cobra.Command, args []string) error {
+			// Flags end at the first argument, so that the command keeps its own; then "--" is an argument too.
+			if args[2] == "--" {
+				args = slices.Delete(args, 2, 3)
+			}
 			if err := needRoot(); err != nil {
 				return err
 			}

@@ -28,6 +28,9 @@ When the daemon ends, however it ends, the data path stays: links and maps are p
 With --once nobody follows the kernel: MAC addresses learnt later go the kernel's way. That suits static entries.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) (err error) {
+			if dry && a.opt.Once {
+				return usage(errors.New("--once and --dry-run exclude each other (see `vxbpf load --help`)"))
+			}
 			cfg, err := config.Load(args[0])
 			if err != nil {
 				return usage(err)
@@ -75,7 +78,6 @@ With --once nobody follows the kernel: MAC addresses learnt later go the kernel'
 	f.BoolVar(&dry, "dry-run", false, "print what would change, and change nothing")
 	f.BoolVar(&a.opt.Recreate, "recreate", false, "allow deleting and making again a vxlan link that cannot be changed in place")
 	f.StringVar(&a.opt.Attach, "attach", "auto", "how programs are attached: auto, tcx or clsact")
-	c.MarkFlagsMutuallyExclusive("once", "dry-run")
 	a.outputFlag(c)
 	return c
 }

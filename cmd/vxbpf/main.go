@@ -29,9 +29,13 @@ const (
 )
 
 func main() {
+	// A closed pipe behind stdout or stderr is no reason to die: the daemon goes on, the lab is taken down.
+	// Caught, not ignored: what `lab exec` starts would inherit that.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
-	defer stop()
-	os.Exit(run(ctx, env{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv}, os.Args[1:]))
+	code := run(ctx, env{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv}, os.Args[1:])
+	stop()
+	os.Exit(code)
 }
 
 // env is what a command gets from outside, so that tests can call run in process.
@@ -129,10 +133,16 @@ Exit codes: 0 ok, 1 error, 2 usage or config, 3 running degraded on the kernel f
 		return nil
 	}
 	root.AddCommand(a.load(), a.unload(), a.status(), a.validate(), a.lab(), a.version())
-	// Unknown words are usage errors, and what a command takes is checked by cobra.
+	// Now and not in Execute, so that it is treated like the others; without
+	// something to run it would take any word for a request for help.
+	root.InitDefaultCompletionCmd()
 	for _, c := range root.Commands() {
-		wrapArgs(c)
+		if !c.Runnable() {
+			c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+		}
 	}
+	// Unknown words are usage errors, and what a command takes is checked by cobra.
+	wrapArgs(root)
 	return root
 }
 

@@ -110,7 +110,7 @@ func (a *app) readStatus() (*statusDoc, error) {
 		if set, done, err = maps.OpenPinned(st.Pins); err != nil {
 			return nil, err
 		}
-		defer done()
+		defer func() { _ = done() }() // only file descriptors
 		vteps, err := set.VTEPs.All()
 		if err != nil {
 			return nil, err

@@ -190,7 +190,7 @@ func (h *Handle) Subscribe(ctx context.Context, o SubscribeOptions) (*Subscripti
 	}
 	// A deadline in the past wakes a Next that waits, and every later one: the
 	// cancellation cannot fall between a check and a wait.
-	s.stop = context.AfterFunc(ctx, func() { s.file.SetReadDeadline(time.Unix(1, 0)) })
+	s.stop = context.AfterFunc(ctx, func() { _ = s.file.SetReadDeadline(time.Unix(1, 0)) })
 	return s, nil
 }
 

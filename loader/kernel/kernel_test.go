@@ -56,7 +56,7 @@ func TestBridge(t *testing.T) {
 		{STP: ptr(false), ForwardDelay: ptr(time.Duration(0)), Ageing: ptr(10 * time.Second)},
 		{STP: ptr(true), ForwardDelay: ptr(2500 * time.Millisecond)},
 		{ForwardDelay: ptr(3 * time.Second)},
-		{Ageing: ptr(time.Duration(AgeingNever))},
+		{Ageing: ptr(AgeingNever)},
 		{Ageing: ptr(time.Duration(0))},
 		{},
 	} {

@@ -140,7 +140,7 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, k uint8, b []byte) {
 		b = bytes.Clone(b)
 		b = b[:len(b):len(b)]
-		parseAny(all[int(k)%len(all)], b)
+		_, _ = parseAny(all[int(k)%len(all)], b)
 		for _, typ := range types {
 			if e, err := parseEvent(message{typ, b}); err != nil && e != nil {
 				t.Errorf("event %+v with error %v", e, err)

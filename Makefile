@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+
+# CI calls only these targets. clang's version and flags stand in bpf/gen.go, nowhere else.
+
+# sudo's PATH often lacks the place where go.dev's archive puts Go.
+GO ?= $(or $(shell command -v go),$(firstword $(wildcard /usr/local/go/bin/go /usr/lib/go/bin/go /snap/bin/go)),go)
+PREFIX ?= /usr/local
+DESTDIR ?=
+VERSION ?= $(or $(shell git describe --tags --dirty 2>/dev/null),devel)
+
+# Named by version: a new pin is a new file, so an old binary is never used by mistake.
+GOLANGCI_VERSION := v2.15.0
+GOLANGCI := bin/golangci-lint-$(GOLANGCI_VERSION)
+
+# Debian and Ubuntu packages: what tests run, and what generate and lint add to that.
+TEST_PACKAGES := iproute2
+DEV_PACKAGES := clang-19 llvm-19 clang-format-19 shellcheck
+TEST_COMMANDS := ip bridge
+DEV_COMMANDS := clang-19 llvm-strip-19 clang-format-19 shellcheck
+
+# git refuses a checkout of another user's; `go build` would stop at that. The version is then "devel".
+ifeq ($(shell git rev-parse HEAD 2>/dev/null),)
+export GOFLAGS := $(strip $(GOFLAGS) -buildvcs=false)
+endif
+
+# Makes `go` itself findable for what Go starts: go generate, the end-to-end tests.
+ifneq ($(findstring /,$(GO)),)
+export PATH := $(dir $(GO)):$(PATH)
+endif
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo build install test test-race generate check-generate lint deps clean need-go need-root need-test need-dev
+
+# $(call have,commands,what for): stop with the way out when one is missing.
+define have
+@for c in $(1); do command -v $$c >/dev/null || { echo "$$c is missing, $(2) needs it: run 'sudo make deps' (Debian 12+, Ubuntu 24.04+)" >&2; exit 1; }; done
+endef
+
+help: ## Print this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: need-root build ## Build a lab of two hosts, send traffic through it, show what BPF carried (root)
+	./vxbpf lab demo
+
+build: need-go ## Build ./vxbpf; needs Go only
+	$(GO) build -ldflags '-X main.version=$(VERSION)' -o vxbpf ./cmd/vxbpf
+
+install: ## Install what `make build` built to $(DESTDIR)$(PREFIX)/sbin
+	@test -x vxbpf || { echo "./vxbpf is missing: run 'make build' first" >&2; exit 1; }
+	install -D -m 0755 vxbpf $(DESTDIR)$(PREFIX)/sbin/vxbpf
+
+# One package at a time: tests measure ageing and holding times, and share two cores and /run/vxbpf.
+test: need-root need-test build ## Run all tests: unit, program, end to end (root)
+	VXBPF_BIN=$(CURDIR)/vxbpf $(GO) test ./... -count=1 -p 1 -timeout 8m
+
+test-race: need-root need-test need-go ## The same with the race detector, daemon included (root; needs gcc)
+	CGO_ENABLED=1 $(GO) build -race -o bin/vxbpf-race ./cmd/vxbpf
+	VXBPF_BIN=$(CURDIR)/bin/vxbpf-race CGO_ENABLED=1 $(GO) test -race ./... -count=1 -p 1 -timeout 15m
+
+generate: need-go need-dev ## Compile the C programs and generate their Go package; commit both
+	$(GO) generate ./bpf
+
+check-generate: need-go need-dev ## Fail if the committed objects are not what the C files compile to
+	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && \
+	cp -R go.mod go.sum bpf "$$tmp" && rm "$$tmp"/bpf/*_bpfel.go "$$tmp"/bpf/*_bpfel.o && \
+	(cd "$$tmp" && $(GO) generate ./bpf) && \
+	for f in "$$tmp"/bpf/*_bpfel.go "$$tmp"/bpf/*_bpfel.o; do \
+		cmp "$$f" "bpf/$${f##*/}" || { \
+			echo "bpf/$${f##*/} is not what bpf/*.c compiles to here ($$(clang-19 --version | head -n 1)): run 'make generate' and commit the result" >&2; \
+			exit 1; }; \
+	done && \
+	echo "bpf/*_bpfel.go and bpf/*_bpfel.o are up to date"
+
+lint: need-go need-dev $(GOLANGCI) ## Check formatting, vet, golangci-lint, clang-format, shellcheck
+	@out=$$(gofmt -l .) && test -z "$$out" || { echo "not formatted, run gofmt -w: $$out" >&2; exit 1; }
+	$(GO) vet ./...
+	$(GOLANGCI) run ./...
+	clang-format-19 --dry-run -Werror bpf/*.c bpf/*.h
+	find . -path ./.git -prune -o -path ./bin -prune -o -type f -print0 | \
+		xargs -0 awk 'FNR == 1 { if (/^#!.*[\/ ](ba|da)?sh( |$$)/) print FILENAME; nextfile }' | xargs -r shellcheck
+
+$(GOLANGCI): | need-go
+	GOBIN=$(CURDIR)/bin $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+	mv bin/golangci-lint $@
+
+deps: ## Install what test, generate and lint need on Debian 12+ or Ubuntu 24.04+ (root)
+	@missing=; for c in $(TEST_COMMANDS) $(DEV_COMMANDS); do command -v $$c >/dev/null || missing="$$missing $$c"; done; \
+	if [ -z "$$missing" ]; then echo "deps: all there"; exit 0; fi; \
+	echo "deps: missing:$$missing"; \
+	command -v apt-get >/dev/null || { echo "no apt-get here: install the equivalents of $(TEST_PACKAGES) $(DEV_PACKAGES)" >&2; exit 1; }; \
+	test "$$(id -u)" = 0 || { echo "apt-get needs root: run 'sudo make deps'" >&2; exit 1; }; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	apt-get update -q && apt-get install -q -y --no-install-recommends $(TEST_PACKAGES) $(DEV_PACKAGES)
+
+clean: ## Remove what the targets above made
+	rm -rf vxbpf bin
+
+need-go:
+	@$(GO) version >/dev/null 2>&1 || { echo "Go is missing: install Go 1.26 (https://go.dev/dl/), or 1.21+, which fetches it; or run make GO=/path/to/go" >&2; exit 1; }
+
+need-root:
+	@test "$$(id -u)" = 0 || { echo "network namespaces and BPF need root: run 'sudo make $(firstword $(MAKECMDGOALS))'" >&2; exit 1; }
+
+# `make test` is one command on a fresh machine, so it gets what it runs by itself where it can.
+need-test:
+	@missing=; for c in $(TEST_COMMANDS); do command -v $$c >/dev/null || missing="$$missing $$c"; done; \
+	if [ -n "$$missing" ] && command -v apt-get >/dev/null; then \
+		echo "the test suite needs$$missing: installing $(TEST_PACKAGES)"; \
+		export DEBIAN_FRONTEND=noninteractive; apt-get update -q && apt-get install -q -y --no-install-recommends $(TEST_PACKAGES); \
+	fi
+	$(call have,$(TEST_COMMANDS),the test suite)
+
+need-dev:
+	$(call have,$(DEV_COMMANDS),this target)
