@@ -12,8 +12,8 @@
  * How long a MAC's received frames stay on the slow path after one of them had
  * to take it: gro_cells hands that one on later in the same softirq, and the
  * next must not overtake it. A bulk flow renews this with each aggregate and so
- * stays in order; where it runs out, at most one frame is overtaken. The coarse
- * clock ticks every 1 to 10 ms.
+ * stays in order; where it runs out, at most one frame is overtaken. The loader
+ * sets two ticks of the coarse clock, 2 to 20 ms.
  */
 volatile const __u64 vx_hold_ns = 20000000;
 

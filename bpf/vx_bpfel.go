@@ -164,6 +164,7 @@ const (
 	vxProgVxTcDecap     = "vx_tc_decap"
 	vxProgVxTcDeliver   = "vx_tc_deliver"
 	vxProgVxTcEncap     = "vx_tc_encap"
+	vxProgVxTcMoved     = "vx_tc_moved"
 	vxVarVxBtfEntryFlag = "vx_btf_entry_flag"
 	vxVarVxBtfHook      = "vx_btf_hook"
 	vxVarVxBtfKind      = "vx_btf_kind"
@@ -219,6 +220,7 @@ type vxProgramSpecs struct {
 	VxTcDecap   *ebpf.ProgramSpec `ebpf:"vx_tc_decap"`
 	VxTcDeliver *ebpf.ProgramSpec `ebpf:"vx_tc_deliver"`
 	VxTcEncap   *ebpf.ProgramSpec `ebpf:"vx_tc_encap"`
+	VxTcMoved   *ebpf.ProgramSpec `ebpf:"vx_tc_moved"`
 }
 
 // vxMapSpecs contains maps before they are loaded into the kernel.
@@ -307,6 +309,7 @@ type vxPrograms struct {
 	VxTcDecap   *ebpf.Program `ebpf:"vx_tc_decap"`
 	VxTcDeliver *ebpf.Program `ebpf:"vx_tc_deliver"`
 	VxTcEncap   *ebpf.Program `ebpf:"vx_tc_encap"`
+	VxTcMoved   *ebpf.Program `ebpf:"vx_tc_moved"`
 }
 
 func (p *vxPrograms) Close() error {
@@ -314,6 +317,7 @@ func (p *vxPrograms) Close() error {
 		p.VxTcDecap,
 		p.VxTcDeliver,
 		p.VxTcEncap,
+		p.VxTcMoved,
 	)
 }
 

@@ -405,6 +405,38 @@ int vx_tc_deliver(struct __sk_buff *skb)
 	return conclude(port->net, HOOK_DELIVER, from_vxlan(skb, port), packets, bytes);
 }
 
+/*
+ * tc egress of each vxlan device: what the kernel forwards to the other hosts
+ * comes from here. A frame from a port that carries no program (yet: the daemon
+ * is busy, or dead) shows only here that its source has moved. Counts nothing:
+ * where there is a program at the port, that has.
+ */
+SEC("tc")
+int vx_tc_moved(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex;
+	struct port *port = bpf_map_lookup_elem(&vx_port, &ifindex);
+	struct fdb_entry *src;
+	struct fdb_key key;
+	struct ethhdr *eth;
+	struct place at;
+	struct frame f;
+
+	if (!port || frame_need(skb, &f, sizeof(*eth)))
+		return TC_ACT_UNSPEC;
+	eth = f.data;
+	fdb_key_set(&key, port->net, eth->h_source);
+	src = bpf_map_lookup_elem(&vx_fdb, &key);
+	if (!src)
+		return TC_ACT_UNSPEC;
+	at = place_of(src);
+	if ((at.flags & ENTRY_STATIC) || at.kind == KIND_HOST)
+		return TC_ACT_UNSPEC;
+	if (at.kind == KIND_REMOTE || at.to != skb->ingress_ifindex)
+		bpf_map_delete_elem(&vx_fdb, &key);
+	return TC_ACT_UNSPEC;
+}
+
 /* Types that only appear as constants would be missing from BTF, and so from Go. */
 volatile const enum entry_kind vx_btf_kind;
 volatile const enum entry_flag vx_btf_entry_flag;

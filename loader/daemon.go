@@ -609,7 +609,7 @@ func (d *Daemon) handle(batch []kernel.Event) (again bool, err error) {
 			}
 			links = true
 		case kernel.FDBChanged:
-			again = d.view.setFDB(e.FDBEntry) || again
+			d.view.setFDB(e.FDBEntry)
 			touch(e.FDBEntry)
 		case kernel.FDBGone:
 			d.view.delFDB(e.FDBEntry)
@@ -677,18 +677,6 @@ func (d *Daemon) resync() error {
 		return err
 	}
 	for _, e := range entries {
-		if e.Self {
-			// A dump lists every remote, so here a second one is a second one.
-			if e.VLAN == 0 {
-				t := v.vxlanFDB[e.Link]
-				if t == nil {
-					t = map[fdb.MAC][]kernel.FDBEntry{}
-					v.vxlanFDB[e.Link] = t
-				}
-				t[e.MAC] = append(t[e.MAC], e)
-			}
-			continue
-		}
 		v.setFDB(e)
 	}
 	neighbours, err := d.h.Neighbours()
@@ -806,6 +794,7 @@ func (d *Daemon) sync() error {
 		wantHooks[hook{"vx_tc_encap", n.bridge.Index, true}] = n.bridge.Name
 		wantPorts[uint32(n.link.Index)] = port
 		wantHooks[hook{"vx_tc_deliver", n.link.Index, false}] = n.link.Name
+		wantHooks[hook{"vx_tc_moved", n.link.Index, true}] = n.link.Name
 		if dev, ok := d.view.linkByName(n.cfg.Underlay.Device); ok {
 			wantHooks[hook{"vx_tc_decap", dev.Index, false}] = dev.Name
 		}

@@ -71,6 +71,15 @@ func openDatapath(dir string, want sizes) (*datapath, error) {
 	spec.Maps["vx_vni"].MaxEntries = want.networks
 	spec.Maps["vx_count"].MaxEntries = want.networks * bpf.HookMax * bpf.ReasonMax
 
+	// Two ticks of the clock that stamps are taken from: a stamp of "now" may be one tick old.
+	var tick unix.Timespec
+	if err := unix.ClockGetres(unix.CLOCK_MONOTONIC_COARSE, &tick); err != nil {
+		return nil, fmt.Errorf("read clock resolution: %w", err)
+	}
+	if err := spec.Variables["vx_hold_ns"].Set(uint64(2 * tick.Nano())); err != nil {
+		return nil, fmt.Errorf("set vx_hold_ns: %w", err)
+	}
+
 	d := &datapath{dir: dir, pins: filepath.Join(dir, "maps-"+layout(spec))}
 	for name, m := range spec.Maps {
 		if strings.HasPrefix(name, "vx_") {

@@ -47,6 +47,8 @@ func program(p *bpf.Programs, name string) (*ebpf.Program, error) {
 		return p.VxTcDecap, nil
 	case "vx_tc_deliver":
 		return p.VxTcDeliver, nil
+	case "vx_tc_moved":
+		return p.VxTcMoved, nil
 	}
 	return nil, fmt.Errorf("find program %q: no such program in this build", name)
 }

@@ -16,9 +16,11 @@ import (
 // view is what the kernel told us: the mirror's input. Events change it, a
 // resync replaces it, and what the maps should hold is a pure function of it.
 type view struct {
-	links      map[int]kernel.Link
-	bridgeFDB  map[int]map[fdb.MAC]kernel.FDBEntry   // by bridge; entries without a VLAN
-	vxlanFDB   map[int]map[fdb.MAC][]kernel.FDBEntry // by vxlan device; one per remote
+	links     map[int]kernel.Link
+	bridgeFDB map[int]map[fdb.MAC]kernel.FDBEntry // by bridge; entries without a VLAN
+	// vxlanFDB, by vxlan device: unicast MACs, which have one destination each;
+	// only the flood entries of the device, not looked at here, have several.
+	vxlanFDB   map[int]map[fdb.MAC]kernel.FDBEntry
 	neighbours map[neighbourKey]kernel.Neighbour
 }
 
@@ -31,7 +33,7 @@ func newView() *view {
 	return &view{
 		links:      map[int]kernel.Link{},
 		bridgeFDB:  map[int]map[fdb.MAC]kernel.FDBEntry{},
-		vxlanFDB:   map[int]map[fdb.MAC][]kernel.FDBEntry{},
+		vxlanFDB:   map[int]map[fdb.MAC]kernel.FDBEntry{},
 		neighbours: map[neighbourKey]kernel.Neighbour{},
 	}
 }
@@ -45,55 +47,30 @@ func (v *view) linkByName(name string) (kernel.Link, bool) {
 	return kernel.Link{}, false
 }
 
-// setFDB takes one entry of a dump or an event. It reports whether the table
-// may have lost track of which remotes a MAC has, so that a dump must tell.
-func (v *view) setFDB(e kernel.FDBEntry) (unsure bool) {
-	if e.VLAN != 0 {
-		return false
-	}
-	if !e.Self {
+// setFDB takes one entry of a dump or an event.
+func (v *view) setFDB(e kernel.FDBEntry) {
+	switch {
+	case e.VLAN != 0 || e.MAC.IsZero() || e.MAC.IsMulticast():
+	case e.Self:
+		if v.vxlanFDB[e.Link] == nil {
+			v.vxlanFDB[e.Link] = map[fdb.MAC]kernel.FDBEntry{}
+		}
+		v.vxlanFDB[e.Link][e.MAC] = e
+	default:
 		if v.bridgeFDB[e.Bridge] == nil {
 			v.bridgeFDB[e.Bridge] = map[fdb.MAC]kernel.FDBEntry{}
 		}
 		v.bridgeFDB[e.Bridge][e.MAC] = e
-		return false
 	}
-	t := v.vxlanFDB[e.Link]
-	if t == nil {
-		t = map[fdb.MAC][]kernel.FDBEntry{}
-		v.vxlanFDB[e.Link] = t
-	}
-	for i, o := range t[e.MAC] {
-		if o.Dst == e.Dst {
-			t[e.MAC][i] = e
-			return false
-		}
-	}
-	// A learned entry has one remote and moves as a whole. A static one may have
-	// gained a remote or had its only one replaced: the message is the same.
-	// Two remotes keep it off the fast path until a dump has told.
-	if !e.Static && !e.Extern {
-		t[e.MAC] = []kernel.FDBEntry{e}
-		return false
-	}
-	t[e.MAC] = append(slices.Clip(t[e.MAC]), e)
-	return len(t[e.MAC]) > 1
 }
 
 func (v *view) delFDB(e kernel.FDBEntry) {
-	if e.VLAN != 0 {
-		return
-	}
-	if !e.Self {
+	switch {
+	case e.VLAN != 0:
+	case e.Self:
+		delete(v.vxlanFDB[e.Link], e.MAC)
+	default:
 		delete(v.bridgeFDB[e.Bridge], e.MAC)
-		return
-	}
-	t := v.vxlanFDB[e.Link]
-	left := slices.DeleteFunc(slices.Clone(t[e.MAC]), func(o kernel.FDBEntry) bool { return o.Dst == e.Dst })
-	if len(left) == 0 {
-		delete(t, e.MAC)
-	} else {
-		t[e.MAC] = left
 	}
 }
 
@@ -214,12 +191,8 @@ func (v *view) entry(n *network, mac fdb.MAC, now time.Duration) (fdb.Entry, boo
 		return fdb.Entry{Kind: fdb.Host, Port: uint32(n.bridge.Index), MTU: mtu16(n.bridge.MTU), Static: true, Seen: now}, true
 	}
 	if b.Link == n.link.Index {
-		x := v.vxlanFDB[n.link.Index][mac]
-		if len(x) != 1 {
-			return fdb.Entry{}, false
-		}
-		d := x[0]
-		if !d.Dst.Is4() || d.NextHop != 0 || d.IfIndex != 0 || d.VNI != 0 && d.VNI != n.cfg.VNI || d.Port != 0 && d.Port != n.cfg.Underlay.Port {
+		d, ok := v.vxlanFDB[n.link.Index][mac]
+		if !ok || !d.Dst.Is4() || d.NextHop != 0 || d.IfIndex != 0 || d.VNI != 0 && d.VNI != n.cfg.VNI || d.Port != 0 && d.Port != n.cfg.Underlay.Port {
 			return fdb.Entry{}, false
 		}
 		// Only where neither table ages: else the kernel must see a frame now and then.

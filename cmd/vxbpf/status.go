@@ -107,7 +107,9 @@ func (a *app) readStatus() (*statusDoc, error) {
 	var table fdb.Table
 	if st.Pins != "" && st.Attach != "" {
 		var done func() error
-		if set, done, err = maps.OpenPinned(st.Pins); err != nil {
+		if set, done, err = maps.OpenPinned(st.Pins); errors.Is(err, os.ErrPermission) {
+			return nil, fmt.Errorf("%w; run as root", err)
+		} else if err != nil {
 			return nil, err
 		}
 		defer func() { _ = done() }() // only file descriptors

@@ -208,12 +208,16 @@ func (h *Handle) changePort(typ, flags, port int, mac fdb.MAC, state uint16) err
 		nl.NewRtAttr(unix.NDA_LLADDR, mac[:]))
 }
 
+// floodState is what `bridge fdb append` sends. The state is one for all remotes
+// of a MAC, so another would show on those that someone else has put there.
+const floodState = unix.NUD_NOARP | unix.NUD_PERMANENT
+
 // AppendDefaultRemote adds dst to the flood list of a vxlan device: the
 // all-zero MAC, permanent. A remote that is already there is no error. The
 // error wraps unix.EAFNOSUPPORT if dst has not the address family of the
 // device.
 func (h *Handle) AppendDefaultRemote(vxlan int, dst netip.Addr) error {
-	if err := h.changeRemote(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_APPEND, vxlan, fdb.MAC{}, dst, 0, unix.NUD_PERMANENT); err != nil {
+	if err := h.changeRemote(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_APPEND, vxlan, fdb.MAC{}, dst, 0, floodState); err != nil {
 		return fmt.Errorf("add default remote %s to link %d: %w", dst, vxlan, err)
 	}
 	return nil
@@ -232,9 +236,9 @@ func (h *Handle) DelDefaultRemote(vxlan int, dst netip.Addr) error {
 // AddStatic says that mac lives behind dst: a static entry in the vxlan
 // device's own table, and one in its bridge's that points at the device, so
 // that neither ages nor moves. An entry that is there, learned or static, to
-// whatever destination or port, is replaced. The device must be a bridge port;
-// if the bridge refuses, the device's own entry stands, and calling again is
-// safe.
+// whatever destination or port, is replaced. A device that is no bridge port
+// has the first only. If the bridge refuses, the device's own entry stands, and
+// calling again is safe.
 func (h *Handle) AddStatic(vxlan int, mac fdb.MAC, dst netip.Addr) error {
 	// What `bridge fdb add ... static` sends. A vxlan device wants REACHABLE, a
 	// bridge looks at NOARP.
@@ -246,7 +250,11 @@ func (h *Handle) AddStatic(vxlan int, mac fdb.MAC, dst netip.Addr) error {
 	if err := h.changeRemote(unix.RTM_NEWNEIGH, flags, vxlan, mac, dst, 0, static); err != nil {
 		return fmt.Errorf("add static entry %s via %s to link %d: %w", mac, dst, vxlan, err)
 	}
-	if err := h.changePort(unix.RTM_NEWNEIGH, flags, vxlan, mac, static); err != nil {
+	l, ok, err := h.LinkByIndex(vxlan)
+	if err == nil && ok && l.Master != 0 {
+		err = h.changePort(unix.RTM_NEWNEIGH, flags, vxlan, mac, static)
+	}
+	if err != nil {
 		return fmt.Errorf("add static entry %s of link %d to its bridge: %w", mac, vxlan, err)
 	}
 	return nil

@@ -3,6 +3,7 @@
 package reconcile
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/vxbpf/vxbpf/loader/kernel"
+	"github.com/vxbpf/vxbpf/maps/fdb"
 )
 
 // act adds an action to the plan.
@@ -280,6 +282,17 @@ func (b *builder) change(object string, w *wants) {
 	}
 }
 
+// bridgeMAC is the address of a bridge that we make: the same at each load, so
+// that containers' neighbour entries for the host stay right, and no port that
+// comes or goes changes it. Locally administered, unique where the underlay
+// device's is.
+func bridgeMAC(device fdb.MAC, name string) fdb.MAC {
+	h := sha256.Sum256(append(device[:], name...))
+	mac := fdb.MAC(h[:6])
+	mac[0] = mac[0]&^3 | 2
+	return mac
+}
+
 func (b *builder) buildBridge(t *target) {
 	br := t.net.Bridge
 	object := "bridge " + br.Name
@@ -287,7 +300,7 @@ func (b *builder) buildBridge(t *target) {
 		b.bridges[br.Name] = true
 		delay, hasDelay := b.forwardDelay(t)
 		if t.bridgeFate == absent {
-			st := LinkState{Kind: kindBridge, Bridge: &kernel.Bridge{STP: deref(br.STP, false), ForwardDelay: delay, Ageing: bridgeAgeing(t.net.Ageing)}}
+			st := LinkState{Kind: kindBridge, MAC: bridgeMAC(t.device.MAC, br.Name), Bridge: &kernel.Bridge{STP: deref(br.STP, false), ForwardDelay: delay, Ageing: bridgeAgeing(t.net.Ageing)}}
 			b.do(phaseBridge, Action{Verb: Create, Object: object, Reason: "not there", New: fmt.Sprintf("stp %s, forward_delay %s, ageing %s, mtu %d",
 				onOff(st.Bridge.STP), delay, st.Bridge.Ageing, t.mtu)}, create(OwnedLink{Name: br.Name, Kind: kindBridge}, st))
 			// Set even if it is what a new bridge has: a bridge whose MTU was
