@@ -6,6 +6,7 @@
 package loader
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -111,8 +112,10 @@ type Daemon struct {
 	ports    map[uint32]vxmaps.Port
 	networks map[vxmaps.NetworkKey]vxmaps.Network
 	hooks    map[hook]bool
-	refused  map[hook]string // why a program could not be attached
-	full     bool            // the FDB map refused an entry: said once
+	watch    *clsact                 // looks at other people's tc
+	mine     map[ebpf.ProgramID]bool // programs known to be ours or not
+	refused  map[hook]string         // why a program could not be attached
+	full     bool                    // the FDB map refused an entry: said once
 }
 
 // placed is an entry of the FDB map, with the outer header that it points to.
@@ -305,8 +308,15 @@ func oneLine(err error) string {
 
 func (d *Daemon) newAttacher() (attacher, error) {
 	links := filepath.Join(d.opt.pinDir(), "links")
+	byClsact := func() (attacher, error) {
+		c, err := d.newClsact()
+		if err != nil {
+			return nil, err
+		}
+		return c, nil
+	}
 	if d.opt.Attach == "clsact" {
-		return d.newClsact()
+		return byClsact()
 	}
 	err := haveTCX(1, d.dp.objs.VxTcEncap) // loopback, in every namespace
 	if err == nil {
@@ -315,10 +325,10 @@ func (d *Daemon) newAttacher() (attacher, error) {
 	if d.opt.Attach == "tcx" || !errors.Is(err, ebpf.ErrNotSupported) {
 		return nil, fmt.Errorf("try tcx: %w", err)
 	}
-	return d.newClsact()
+	return byClsact()
 }
 
-func (d *Daemon) newClsact() (attacher, error) {
+func (d *Daemon) newClsact() (*clsact, error) {
 	return newClsact(d.opt.Instance,
 		func(i int) bool { return slices.Contains(d.state.Qdiscs, i) },
 		func(i int, made bool) error {
@@ -469,6 +479,9 @@ func (d *Daemon) start() error {
 	if d.ports, err = d.dp.maps.Ports.All(); err != nil {
 		return err
 	}
+	if d.watch, err = d.newClsact(); err != nil {
+		return err
+	}
 	have, err := d.at.present()
 	if err != nil {
 		return err
@@ -494,10 +507,11 @@ func (d *Daemon) start() error {
 func (d *Daemon) detachOther() error {
 	var other attacher = &tcx{dir: filepath.Join(d.opt.pinDir(), "links")}
 	if d.at.name() == "tcx" {
-		var err error
-		if other, err = d.newClsact(); err != nil {
+		c, err := d.newClsact()
+		if err != nil {
 			return err
 		}
+		other = c
 	}
 	defer other.close()
 	hooks, err := other.present()
@@ -628,6 +642,8 @@ func (d *Daemon) handle(batch []kernel.Event) (again bool, err error) {
 			}
 		case kernel.RouteChanged, kernel.AddressChanged:
 			paths = true
+		case kernel.QdiscChanged:
+			links = true
 		case kernel.NextHopChanged:
 		case kernel.Overrun:
 			d.log.Warn("rtnetlink events were lost, reading everything again", "err", e.Err)
@@ -768,10 +784,13 @@ func (d *Daemon) sync() error {
 	wantNets := map[vxmaps.NetworkKey]vxmaps.Network{}
 	wantHooks := map[hook]string{}
 	wantFDB := fdb.Table{}
+	if err := d.readTC(); err != nil {
+		return err
+	}
 	for _, n := range d.fast() {
-		was := n.off
 		n.resolve(d.view)
-		if n.off != was {
+		if n.off != n.told {
+			n.told = n.off
 			d.log.Info("network changed", "vni", n.cfg.VNI, "mode", n.mode(), "err", n.off)
 		}
 		off := n.off != ""
@@ -785,7 +804,7 @@ func (d *Daemon) sync() error {
 		port := vxmaps.Port{Net: n.id, VNI: n.cfg.VNI, MTU: mtu16(n.link.MTU), Ageing: age, Refresh: refresh(age), Off: off}
 		for _, l := range d.view.ports(n) {
 			p := port
-			ok, _ := forwards(l)
+			ok, _ := d.view.fastPort(l)
 			p.Off = off || !ok
 			wantPorts[uint32(l.Index)] = p
 			wantHooks[hook{"vx_tc_encap", l.Index, false}] = l.Name
@@ -862,6 +881,59 @@ func (d *Daemon) sync() error {
 	d.ports, d.networks = wantPorts, wantNets
 	d.publish()
 	return nil
+}
+
+// readTC looks for other people's filters, programs and shaping on our devices.
+func (d *Daemon) readTC() error {
+	byTCX := d.at.name() == "tcx"
+	others, err := d.watch.others(byTCX)
+	if err != nil {
+		return err
+	}
+	d.view.tc = others
+	for _, n := range d.fast() {
+		n.resolve(d.view)
+		devs := append(d.view.ports(n), n.link, n.bridge)
+		if dev, ok := d.view.linkByName(n.cfg.Underlay.Device); ok {
+			devs = append(devs, dev)
+		}
+		for _, l := range devs {
+			f := others[l.Index]
+			in, err := after(l.Index, false, d.ours)
+			if err != nil {
+				return err
+			}
+			out, err := after(l.Index, true, d.ours)
+			if err != nil {
+				return err
+			}
+			if f.ingress, f.egress = cmp.Or(f.ingress, in), cmp.Or(f.egress, out); f != (foreign{}) {
+				others[l.Index] = f
+			}
+		}
+	}
+	return nil
+}
+
+// ours reports whether a program is of this instance: of this load, or of an
+// earlier one that has not been replaced yet.
+func (d *Daemon) ours(id ebpf.ProgramID) bool {
+	if d.mine == nil {
+		d.mine = map[ebpf.ProgramID]bool{}
+	}
+	known, ok := d.mine[id]
+	if ok {
+		return known
+	}
+	p, err := ebpf.NewProgramFromID(id)
+	if err != nil {
+		return false
+	}
+	defer p.Close()
+	info, err := p.Info()
+	known = err == nil && strings.HasPrefix(info.Name, "vx_tc_")
+	d.mine[id] = known
+	return known
 }
 
 // attach is done at every sync, not only at new hooks: it finds its program in
@@ -987,7 +1059,7 @@ func (d *Daemon) publish() {
 		}
 		if n.fallback == "" {
 			for _, l := range d.view.ports(n) {
-				ok, why := forwards(l)
+				ok, why := d.view.fastPort(l)
 				if ok && n.off != "" {
 					ok, why = false, n.off
 				}
@@ -1053,6 +1125,9 @@ func (d *Daemon) Close() error {
 	var errs []error
 	if d.at != nil {
 		errs = append(errs, d.at.close())
+	}
+	if d.watch != nil {
+		errs = append(errs, d.watch.close())
 	}
 	if d.dp != nil {
 		errs = append(errs, d.dp.close())

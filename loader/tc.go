@@ -3,8 +3,10 @@
 package loader
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -87,6 +89,12 @@ func (c *clsact) attach(h hook, dev string, prog *ebpf.Program) error {
 			return fail(fmt.Errorf("add qdisc: %w", err))
 		}
 	}
+	if there, err := c.carries(h, prog); err != nil || there {
+		if err != nil {
+			return fail(err)
+		}
+		return nil
+	}
 	fd, flags, name := uint32(prog.FD()), uint32(tc.BpfActDirect), c.filterName(h.program)
 	f := tc.Object{
 		Msg:       filterMsg(h.ifindex, h.egress),
@@ -123,10 +131,7 @@ func (c *clsact) detach(h hook) error {
 	}
 	// The qdisc is ours; it goes with its last filter, whoever's.
 	for _, egress := range []bool{false, true} {
-		m := filterMsg(h.ifindex, egress)
-		m.Handle, m.Info = 0, 0
-		left, err := c.rtnl.Filter().Get(&m)
-		if err == nil && len(left) > 0 {
+		if left, err := c.list(h.ifindex, egress); err == nil && len(left) > 0 {
 			return nil
 		}
 	}
@@ -134,6 +139,104 @@ func (c *clsact) detach(h hook) error {
 		return fail(fmt.Errorf("delete qdisc: %w", err))
 	}
 	return c.note(h.ifindex, false)
+}
+
+// carries reports whether the hook has this very program already: replacing it
+// would be an event that the daemon itself follows.
+func (c *clsact) carries(h hook, prog *ebpf.Program) (bool, error) {
+	id, ok := programID(prog)
+	if !ok {
+		return false, nil
+	}
+	all, err := c.list(h.ifindex, h.egress)
+	if err != nil {
+		return false, err
+	}
+	for _, f := range all {
+		if c.ours(f) && f.BPF.ID != nil && ebpf.ProgramID(*f.BPF.ID) == id {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+func (c *clsact) list(ifindex int, egress bool) ([]tc.Object, error) {
+	m := filterMsg(ifindex, egress)
+	m.Handle, m.Info = 0, 0
+	all, err := c.rtnl.Filter().Get(&m)
+	if err != nil {
+		return nil, fmt.Errorf("list filters: %w", err)
+	}
+	return all, nil
+}
+
+func (c *clsact) ours(f tc.Object) bool {
+	return f.Info>>16 == filterPref && f.BPF != nil && f.BPF.Name != nil && strings.HasPrefix(*f.BPF.Name, c.filterName(""))
+}
+
+// harmless are the root qdiscs that the system puts on devices by itself; any
+// other was put there to shape.
+var harmless = []string{"noqueue", "noop", "pfifo_fast", "mq", "fq_codel", "fq", "pfifo", "bfifo"}
+
+// others says what other people's tc has on the devices of this namespace, that
+// a packet on the fast path would go around: by ifindex. Filters of lower
+// preference number than ours come first and lose nothing; tcx, where we are
+// with byTCX, comes before them all.
+func (c *clsact) others(byTCX bool) (map[int]foreign, error) {
+	qdiscs, err := c.rtnl.Qdisc().Get()
+	if err != nil {
+		return nil, fmt.Errorf("list qdiscs: %w", err)
+	}
+	out := map[int]foreign{}
+	for _, q := range qdiscs {
+		i := int(q.Ifindex)
+		f := out[i]
+		switch {
+		case q.Kind == "clsact" || q.Kind == "ingress":
+			for _, egress := range []bool{false, true} {
+				if egress && q.Kind == "ingress" {
+					continue
+				}
+				what, err := c.stranger(i, egress, byTCX)
+				if err != nil {
+					if gone(err) || errors.Is(err, unix.EINVAL) {
+						continue // the device or its qdisc went while we looked
+					}
+					return nil, err
+				}
+				if egress {
+					f.egress = cmp.Or(f.egress, what)
+				} else {
+					f.ingress = what
+				}
+			}
+		case q.Parent == tc.HandleRoot && !slices.Contains(harmless, q.Kind):
+			f.egress = "qdisc " + q.Kind
+		}
+		if f != (foreign{}) {
+			out[i] = f
+		}
+	}
+	return out, nil
+}
+
+// stranger names the first filter of someone else that our program would pre-empt.
+func (c *clsact) stranger(ifindex int, egress, byTCX bool) (string, error) {
+	all, err := c.list(ifindex, egress)
+	if err != nil {
+		return "", err
+	}
+	for _, f := range all {
+		pref := f.Info >> 16
+		if c.ours(f) || pref == filterPref && f.Kind == "bpf" && f.BPF == nil { // the second is the head of our chain
+			continue
+		}
+		if !egress && !byTCX && pref < filterPref {
+			continue
+		}
+		return fmt.Sprintf("tc filter %s pref %d", f.Kind, pref), nil
+	}
+	return "", nil
 }
 
 func (c *clsact) hasQdisc(ifindex int) (bool, error) {
@@ -153,18 +256,13 @@ func (c *clsact) hasQdisc(ifindex int) (bool, error) {
 func (c *clsact) filters(ifindex int) ([]hook, error) {
 	var hooks []hook
 	for _, egress := range []bool{false, true} {
-		m := filterMsg(ifindex, egress)
-		m.Handle, m.Info = 0, 0
-		all, err := c.rtnl.Filter().Get(&m)
+		all, err := c.list(ifindex, egress)
 		if err != nil {
-			return nil, fmt.Errorf("list filters: %w", err)
+			return nil, err
 		}
 		for _, f := range all {
-			if f.BPF == nil || f.BPF.Name == nil || f.Info>>16 != filterPref {
-				continue
-			}
-			if prog, ok := strings.CutPrefix(*f.BPF.Name, c.filterName("")); ok {
-				hooks = append(hooks, hook{program: prog, ifindex: ifindex, egress: egress})
+			if c.ours(f) {
+				hooks = append(hooks, hook{program: strings.TrimPrefix(*f.BPF.Name, c.filterName("")), ifindex: ifindex, egress: egress})
 			}
 		}
 	}

@@ -127,4 +127,30 @@ func haveTCX(ifindex int, prog *ebpf.Program) error {
 	return l.Close()
 }
 
+// after names a program of someone else at a tcx hook that ours would keep
+// packets from. Programs before ours have had their say; at egress a redirect
+// goes around all of them.
+func after(ifindex int, egress bool, ours func(ebpf.ProgramID) bool) (string, error) {
+	at := ebpf.AttachTCXIngress
+	if egress {
+		at = ebpf.AttachTCXEgress
+	}
+	r, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: at})
+	if errors.Is(err, ebpf.ErrNotSupported) || gone(err) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("list tcx programs of interface %d: %w", ifindex, err)
+	}
+	past := egress
+	for _, p := range r.Programs {
+		if ours(p.ID) {
+			past = true
+		} else if past {
+			return fmt.Sprintf("tcx program %d", p.ID), nil
+		}
+	}
+	return "", nil
+}
+
 func gone(err error) bool { return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) }

@@ -3,6 +3,7 @@
 package loader
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"time"
@@ -22,7 +23,13 @@ type view struct {
 	// only the flood entries of the device, not looked at here, have several.
 	vxlanFDB   map[int]map[fdb.MAC]kernel.FDBEntry
 	neighbours map[neighbourKey]kernel.Neighbour
+	// tc is what others have put on devices that packets of the fast path would
+	// go around; by ifindex.
+	tc map[int]foreign
 }
+
+// foreign names what someone else has at the hooks of a device, "" for nothing.
+type foreign struct{ ingress, egress string }
 
 type neighbourKey struct {
 	dev int
@@ -85,6 +92,7 @@ type network struct {
 	// Resolved from the view by resolve().
 	bridge, link kernel.Link
 	off          string // why every packet goes the kernel's way just now; "" if the fast path is on
+	told         string // the value of off that was logged last
 }
 
 func (n *network) key() maps.NetworkKey {
@@ -134,6 +142,25 @@ func (n *network) resolve(v *view) {
 			n.off = why
 		}
 	}
+	// Encapsulation goes around the vxlan device's egress, decapsulation around its ingress and what follows us at the underlay's.
+	if n.off == "" {
+		if f := v.tc[l.Index]; f != (foreign{}) {
+			n.off = l.Name + " carries another " + cmp.Or(f.ingress, f.egress)
+		} else if dev, ok := v.linkByName(n.cfg.Underlay.Device); ok && v.tc[dev.Index].ingress != "" {
+			n.off = dev.Name + " carries another " + v.tc[dev.Index].ingress
+		}
+	}
+}
+
+// fastPort reports whether packets from and to a port may take the fast path.
+func (v *view) fastPort(l kernel.Link) (bool, string) {
+	if ok, why := forwards(l); !ok {
+		return false, why
+	}
+	if f := v.tc[l.Index].ingress; f != "" {
+		return false, l.Name + " carries another " + f
+	}
+	return true, ""
 }
 
 // forwards reports whether the bridge forwards to and learns from a port without conditions.
@@ -188,6 +215,9 @@ func (v *view) entry(n *network, mac fdb.MAC, now time.Duration) (fdb.Entry, boo
 		if mac != n.bridge.MAC {
 			return fdb.Entry{}, false
 		}
+		if v.tc[b.Bridge].egress != "" {
+			return fdb.Entry{}, false
+		}
 		return fdb.Entry{Kind: fdb.Host, Port: uint32(n.bridge.Index), MTU: mtu16(n.bridge.MTU), Static: true, Seen: now}, true
 	}
 	if b.Link == n.link.Index {
@@ -203,12 +233,13 @@ func (v *view) entry(n *network, mac fdb.MAC, now time.Duration) (fdb.Entry, boo
 	if !ok || p.Master != n.bridge.Index {
 		return fdb.Entry{}, false
 	}
-	if ok, _ := forwards(p); !ok {
+	if ok, _ := v.fastPort(p); !ok {
 		return fdb.Entry{}, false
 	}
 	e := fdb.Entry{Kind: fdb.Egress, Port: uint32(p.Index), MTU: mtu16(p.MTU), Static: b.Static || b.Extern, Seen: seen}
-	// bpf_redirect_peer drops where the other end is in this namespace.
-	if p.Kind == "veth" && p.PeerElsewhere {
+	// bpf_redirect_peer drops where the other end is in this namespace, and goes
+	// around filters and shaping at the port's egress.
+	if p.Kind == "veth" && p.PeerElsewhere && v.tc[p.Index].egress == "" {
 		e.Kind = fdb.Peer
 	}
 	return e, true

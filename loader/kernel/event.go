@@ -47,6 +47,8 @@ type (
 	AddressChanged struct{ Link int }
 	// NextHopChanged: a next hop object came, went or changed.
 	NextHopChanged struct{}
+	// QdiscChanged: a queueing discipline or filter of the link came, went or changed.
+	QdiscChanged struct{ Link int }
 	// Overrun: events were lost, and everything older was thrown away. The
 	// caller lists anew what it follows, then goes on with Next: every event
 	// from here on is newer than the loss.
@@ -64,6 +66,7 @@ func (NeighbourGone) event()    {}
 func (RouteChanged) event()     {}
 func (AddressChanged) event()   {}
 func (NextHopChanged) event()   {}
+func (QdiscChanged) event()     {}
 func (Overrun) event()          {}
 
 // parseEvent turns one rtnetlink message into the event that it reports, nil
@@ -96,6 +99,14 @@ func parseEvent(m message) (Event, error) {
 		return RouteChanged{}, nil
 	case unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:
 		return NextHopChanged{}, nil
+	case unix.RTM_NEWQDISC, unix.RTM_DELQDISC, unix.RTM_NEWTFILTER, unix.RTM_DELTFILTER:
+		// struct tcmsg: family, three bytes of padding, ifindex.
+		var d decoder
+		head, _ := d.header(m.data, 20)
+		if d.err != nil {
+			return nil, d.err
+		}
+		return QdiscChanged{d.index(head[4:8])}, nil
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
 		a, ok, err := parseAddress(m.data)
 		if err != nil || !ok {
@@ -161,7 +172,7 @@ type Subscription struct {
 
 // groups are the multicast groups of rtnetlink that a Subscription joins.
 var groups = []uint{
-	unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_NEXTHOP,
+	unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_TC, unix.RTNLGRP_NEXTHOP,
 	unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
 	unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 }

@@ -225,7 +225,12 @@ func (w *world) transfer(from, to *testenv.Container, size int64) testenv.Transf
 // wait polls until ok, and fails the test with what it waited for.
 func (w *world) wait(what string, ok func() bool) {
 	w.t.Helper()
-	for deadline := time.Now().Add(15 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
+	w.waitFor(15*time.Second, what, ok)
+}
+
+func (w *world) waitFor(bound time.Duration, what string, ok func() bool) {
+	w.t.Helper()
+	for deadline := time.Now().Add(bound); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) || w.ctx.Err() != nil {
 			w.t.Fatalf("waited in vain for %s", what)
 		}
