@@ -30,7 +30,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo build install test test-race generate check-generate lint deps clean need-go need-root need-test need-dev
+.PHONY: help demo build install test test-race bench generate check-generate lint deps clean need-go need-root need-test need-dev
 
 # $(call have,commands,what for): stop with the way out when one is missing.
 define have
@@ -57,6 +57,9 @@ test: need-root need-test build ## Run all tests: unit, program, end to end (roo
 test-race: need-root need-test need-go ## The same with the race detector, daemon included (root; needs gcc)
 	CGO_ENABLED=1 $(GO) build -race -o bin/vxbpf-race ./cmd/vxbpf
 	VXBPF_BIN=$(CURDIR)/bin/vxbpf-race CGO_ENABLED=1 $(GO) test -race ./... -count=1 -p 1 -timeout 15m
+
+bench: need-root build ## Compare vxbpf with kernel VXLAN and no overlay on this machine (root, under 20 minutes; BENCH=--quick: 2)
+	./vxbpf bench $(BENCH)
 
 generate: need-go need-dev ## Compile the C programs and generate their Go package; commit both
 	$(GO) generate ./bpf
