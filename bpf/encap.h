@@ -6,6 +6,7 @@
  */
 #pragma once
 
+#include "config.h"
 #include "ecn.h"
 #include "parse.h"
 
@@ -19,11 +20,64 @@
 	(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |                       \
 	 BPF_F_ADJ_ROOM_ENCAP_L2_ETH | BPF_F_ADJ_ROOM_ENCAP_L2(sizeof(struct ethhdr)))
 
-/* UDP source port from the flow hash as the kernel does it (udp_flow_src_port). */
-static __always_inline __be16 source_port(struct __sk_buff *skb, const struct vtep *v)
+/*
+ * The inner flow's hash: what the sender's socket or the device gave the packet,
+ * else one over addresses, protocol and ports. bpf_get_hash_recalc would do, but
+ * its flow dissector and siphash are a third of the program's time. The packet
+ * keeps the hash: the choice of a transmit queue asks for one next.
+ */
+static __always_inline __u32 flow_hash(struct __sk_buff *skb, const struct frame *f, __be16 proto)
 {
-	__u32 hash = skb->hash ?: bpf_get_hash_recalc(skb);
+	__u32 hash = skb->hash, ports = 0, off;
+	__u64 a, b;
+	__u8 l4;
 
+	if (hash)
+		return hash;
+	if (proto == bpf_htons(ETH_P_IP)) {
+		struct iphdr *ip = f->data + sizeof(struct ethhdr);
+
+		if ((void *)(ip + 1) > f->end)
+			return bpf_get_hash_recalc(skb);
+		a = ip->saddr;
+		b = ip->daddr;
+		l4 = ip->protocol;
+		off = sizeof(struct ethhdr) + sizeof(*ip);
+		/* All fragments of a packet go one way, so none counts its ports; no more does a header with options.
+		 */
+		if (ip->version_ihl != 0x45 || (ip->frag_off & bpf_htons(0x3fff)))
+			off = 0;
+	} else {
+		struct ipv6hdr *ip6 = f->data + sizeof(struct ethhdr);
+		__u64 addr[4];
+
+		if ((void *)(ip6 + 1) > f->end)
+			return bpf_get_hash_recalc(skb);
+		__builtin_memcpy(addr, ip6->saddr, sizeof(addr));
+		a = addr[0] ^ (addr[1] * 0x9e3779b97f4a7c15ULL);
+		b = addr[2] ^ (addr[3] * 0x9e3779b97f4a7c15ULL);
+		l4 = ip6->nexthdr;
+		off = sizeof(struct ethhdr) + sizeof(*ip6);
+	}
+	if (off && (l4 == IPPROTO_TCP || l4 == IPPROTO_UDP)) {
+		if (f->data + off + sizeof(ports) <= f->end)
+			ports = *(__u32 *)(f->data + off);
+		else if (bpf_skb_load_bytes(skb, off, &ports, sizeof(ports)))
+			ports = 0;
+	}
+	a = (a ^ vx_hash_seed) * 0x9e3779b97f4a7c15ULL;
+	b = (b ^ ((__u64)ports << 32 | l4)) * 0xc2b2ae3d27d4eb4fULL;
+	a ^= (b << 31 | b >> 33);
+	a ^= a >> 32;
+	a *= 0xd6e8feb86659fd93ULL;
+	hash = a >> 32;
+	bpf_set_hash(skb, hash);
+	return hash;
+}
+
+/* UDP source port from the flow hash as the kernel does it (udp_flow_src_port). */
+static __always_inline __be16 source_port(__u32 hash, const struct vtep *v)
+{
 	hash ^= hash << 16;
 	return bpf_htons((__u16)(((__u64)hash * v->port_range) >> 32) + v->port_min);
 }
@@ -39,11 +93,11 @@ static __always_inline __sum16 csum_fold(__u32 sum)
  * Up to the first change the packet is the kernel's; after it, a failure is
  * DROP_BROKEN and the packet cannot be returned.
  */
-static __always_inline int encap4(struct __sk_buff *skb, struct frame *f, const struct vtep *v, __be32 vni, __u8 tos,
-                                  __u32 gso_size)
+static __always_inline int encap4(struct __sk_buff *skb, struct frame *f, const struct vtep *v, __be32 vni,
+                                  __be16 proto, __u8 tos, __u32 gso_size)
 {
 	__u32 len = skb->len;
-	__be16 sport = source_port(skb, v);
+	__be16 sport = source_port(flow_hash(skb, f, proto), v);
 	struct ethhdr inner;
 	struct outer4 *o;
 	long err;

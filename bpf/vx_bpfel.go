@@ -171,6 +171,7 @@ const (
 	vxVarVxBtfPlaceFlag = "vx_btf_place_flag"
 	vxVarVxBtfReason    = "vx_btf_reason"
 	vxVarVxBtfVtepFlag  = "vx_btf_vtep_flag"
+	vxVarVxHashSeed     = "vx_hash_seed"
 	vxVarVxHaveDecap6   = "vx_have_decap6"
 	vxVarVxHoldNs       = "vx_hold_ns"
 )
@@ -245,6 +246,7 @@ type vxVariableSpecs struct {
 	VxBtfPlaceFlag *ebpf.VariableSpec `ebpf:"vx_btf_place_flag"`
 	VxBtfReason    *ebpf.VariableSpec `ebpf:"vx_btf_reason"`
 	VxBtfVtepFlag  *ebpf.VariableSpec `ebpf:"vx_btf_vtep_flag"`
+	VxHashSeed     *ebpf.VariableSpec `ebpf:"vx_hash_seed"`
 	VxHaveDecap6   *ebpf.VariableSpec `ebpf:"vx_have_decap6"`
 	VxHoldNs       *ebpf.VariableSpec `ebpf:"vx_hold_ns"`
 }
@@ -298,6 +300,7 @@ type vxVariables struct {
 	VxBtfPlaceFlag *ebpf.Variable `ebpf:"vx_btf_place_flag"`
 	VxBtfReason    *ebpf.Variable `ebpf:"vx_btf_reason"`
 	VxBtfVtepFlag  *ebpf.Variable `ebpf:"vx_btf_vtep_flag"`
+	VxHashSeed     *ebpf.Variable `ebpf:"vx_hash_seed"`
 	VxHaveDecap6   *ebpf.Variable `ebpf:"vx_have_decap6"`
 	VxHoldNs       *ebpf.Variable `ebpf:"vx_hold_ns"`
 }

@@ -171,7 +171,7 @@ static __always_inline int encap(struct __sk_buff *skb, const struct port *port)
 	if (len + OUTER4_L3 > mtu || len - sizeof(*eth) > port->mtu)
 		return -MTU;
 
-	err = encap4(skb, &f, v, port->vni, tos, gso_size);
+	err = encap4(skb, &f, v, port->vni, proto, tos, gso_size);
 	if (err)
 		return err;
 	/* Both before and after the template was copied: its writer clears the flag around a change. */

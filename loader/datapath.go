@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -78,6 +79,9 @@ func openDatapath(dir string, want sizes) (*datapath, error) {
 	}
 	if err := spec.Variables["vx_hold_ns"].Set(uint64(2 * tick.Nano())); err != nil {
 		return nil, fmt.Errorf("set vx_hold_ns: %w", err)
+	}
+	if err := spec.Variables["vx_hash_seed"].Set(rand.Uint64()); err != nil {
+		return nil, fmt.Errorf("set vx_hash_seed: %w", err)
 	}
 
 	d := &datapath{dir: dir, pins: filepath.Join(dir, "maps-"+layout(spec))}
