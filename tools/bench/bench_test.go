@@ -110,7 +110,7 @@ func TestEveryWorkload(t *testing.T) {
 			}
 		}
 	}
-	if len(r.Scale) != 2 || r.Scale[1].Entries != 100_000 || r.Scale[0].Median <= 0 || r.Scale[1].Ratio <= 0 || r.Scale[1].NS <= 0 {
+	if len(r.Scale) != 3 || r.Scale[1].Entries != 100_000 || r.Scale[1].Active != scaleActive || r.Scale[0].Median <= 0 || r.Scale[1].Ratio <= 0 || r.Scale[1].NS <= 0 {
 		t.Errorf("scale: %+v", r.Scale)
 	}
 	for _, want := range []string{"vx_tc_encap", "vx_tc_decap", "vx_tc_deliver"} {

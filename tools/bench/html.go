@@ -237,21 +237,27 @@ func (r *Report) scaling() *linePlot {
 		top = max(top, s.Max)
 	}
 	plot, place := newLinePlot("cost of a received packet", "addresses in the FDB", "ns", float64(r.Scale[0].Entries), float64(r.Scale[len(r.Scale)-1].Entries), niceMax(top))
-	packet := line{Class: TC, Label: "packet, net of the generator"}
-	program := line{Class: Kernel, Label: "of it vx_tc_decap (statistics included)"}
+	few := line{Class: TC, Label: "packet, 256 addresses in use"}
+	all := line{Class: Bare, Label: "packet, all addresses in use at random"}
+	program := line{Class: Kernel, Label: "of that vx_tc_decap (statistics included)"}
 	for _, s := range r.Scale {
-		x, y := place(float64(s.Entries), s.Median)
-		_, low := place(float64(s.Entries), s.Min)
-		_, high := place(float64(s.Entries), s.Max)
-		packet.Points += fmt.Sprintf("%.1f,%.1f ", x, y)
-		packet.Whiskers = append(packet.Whiskers, whisker{x, y, low, high})
-		if s.NS > 0 {
+		for _, l := range []*line{&few, &all} {
+			if (l == &all) != (s.Active == s.Entries) && s.Entries != r.Scale[0].Entries {
+				continue
+			}
+			x, y := place(float64(s.Entries), s.Median)
+			_, low := place(float64(s.Entries), s.Min)
+			_, high := place(float64(s.Entries), s.Max)
+			l.Points += fmt.Sprintf("%.1f,%.1f ", x, y)
+			l.Whiskers = append(l.Whiskers, whisker{x, y, low, high})
+		}
+		if s.NS > 0 && s.Active == s.Entries {
 			x, y := place(float64(s.Entries), s.NS)
 			program.Points += fmt.Sprintf("%.1f,%.1f ", x, y)
 			program.Whiskers = append(program.Whiskers, whisker{x, y, y, y})
 		}
 	}
-	plot.Lines = append(plot.Lines, packet)
+	plot.Lines = append(plot.Lines, few, all)
 	if program.Points != "" {
 		plot.Lines = append(plot.Lines, program)
 	}

@@ -137,7 +137,8 @@ type Program struct {
 // Scale is the cost of a packet at one size of the FDB.
 type Scale struct {
 	Entries int     `json:"entries"`
-	Median  float64 `json:"median"` // ns per packet, net of the generator
+	Active  int     `json:"active_entries"` // of them in use, at random
+	Median  float64 `json:"median"`         // ns per packet, net of the generator
 	Min     float64 `json:"min"`
 	Max     float64 `json:"max"`
 	Ratio   float64 `json:"ratio"`          // to the smallest table, per round; < 1 is better

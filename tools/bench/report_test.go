@@ -56,7 +56,7 @@ func sample(factor float64) *Report {
 		add("decap_64", p, TC, Both, nsPacket, Lower, 0.01, 250)
 	}
 	for i, n := range []int{10, 1000, 100000} {
-		s := Scale{Entries: n, NS: 90 + 20*float64(i)}
+		s := Scale{Entries: n, Active: n, NS: 90 + 20*float64(i)}
 		for k := range 5 {
 			s.Rounds = append(s.Rounds, Round{Round: k + 1, Value: 250 + 50*float64(i) + float64(k)})
 		}

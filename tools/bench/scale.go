@@ -21,19 +21,26 @@ import (
 
 // The FDB size series: the product's own vx_tc_decap over private maps, filled
 // with addresses, half of them behind the VTEP, half on the container's port.
-// Injected frames take source and destination at random out of all of them, so
-// each costs two lookups of cold keys, and end in the container's sink. That is
-// the worst case: real traffic has favourites. All sizes are loaded at once and
+// Injected frames take source and destination at random and end in the
+// container's sink: once out of 256 addresses spread over the table, which is
+// what a host with a large network and its own few talkers sees, and once out of
+// all of them, so that each costs two lookups of cold keys: the worst case. All sizes are loaded at once and
 // take turns; the generator, random numbers included, is measured beside them.
 // The kernel's own `repeat` would find one key hot in the cache, and on an
 // encapsulating program it would encapsulate its own output.
 
-func (r *run) scaleSizes() []int {
+func (r *run) scaleSizes() []fill {
 	if r.Quick {
-		return []int{10, 100_000}
+		return []fill{{10, 10}, {100_000, scaleActive}, {100_000, 100_000}}
 	}
-	return []int{10, 1_000, 100_000, 1_000_000}
+	return []fill{{10, 10}, {1_000, scaleActive}, {1_000, 1_000}, {100_000, scaleActive}, {100_000, 100_000},
+		{1_000_000, scaleActive}, {1_000_000, 1_000_000}}
 }
+
+// fill is how many addresses a table holds, and how many of them are in use.
+type fill struct{ entries, active int }
+
+const scaleActive = 256
 
 // scaleSteps is rounds of all sizes and of the generator, and one run of each with statistics.
 func (r *run) scaleSteps() int {
@@ -55,14 +62,16 @@ func scaleMAC(kind byte, i int) (m fdb.MAC) {
 	return m
 }
 
-// varyScale writes random addresses: the last four bytes count from 0 to half-1.
-func varyScale(half int) variation {
+// varyScale writes random addresses: the last four bytes are one of active
+// numbers, stride apart.
+func varyScale(active, stride int) variation {
 	return func(inner int16) asm.Instructions {
 		var out asm.Instructions
 		for _, off := range []int16{inner + 2, inner + 8} {
 			out = append(out,
 				asm.FnGetPrandomU32.Call(),
-				asm.Mod.Imm32(asm.R0, int32(half)),
+				asm.Mod.Imm32(asm.R0, int32(active)),
+				asm.Mul.Imm32(asm.R0, int32(stride)),
 				asm.HostTo(asm.BE, asm.R0, asm.Word),
 				asm.Mov.Reg(asm.R1, asm.R0),
 				asm.RSh.Imm(asm.R1, 16),
@@ -76,10 +85,10 @@ func varyScale(half int) variation {
 
 // table is one size of the series.
 type table struct {
-	entries int
-	objs    bpf.Objects
-	in      *injector // into the bed
-	gen     *injector // into the generator's bed
+	fill
+	objs bpf.Objects
+	in   *injector // into the bed
+	gen  *injector // into the generator's bed
 }
 
 func (t *table) close() error {
@@ -92,8 +101,9 @@ func (t *table) close() error {
 	return errors.Join(errs...)
 }
 
-func newTable(b, gen *bed, entries int) (t *table, err error) {
-	t = &table{entries: entries}
+func newTable(b, gen *bed, f fill) (t *table, err error) {
+	t = &table{fill: f}
+	entries := f.entries
 	spec, err := bpf.Load()
 	if err != nil {
 		return nil, err
@@ -142,10 +152,11 @@ func newTable(b, gen *bed, entries int) (t *table, err error) {
 	}
 	frame := encapsulate(udpFrame(scaleMAC(scaleSource, 0), scaleMAC(scaleDest, 0), b.a.Addr, b.b.Addr),
 		bedVNI, ha.MAC, hb.MAC, ha.Address.As4(), hb.Address.As4())
-	if t.in, err = newInjector(ha.NS, underlayDev, frame, overhead, varyScale(half)); err != nil {
+	vary := varyScale(f.active/2, entries/f.active)
+	if t.in, err = newInjector(ha.NS, underlayDev, frame, overhead, vary); err != nil {
 		return t, err
 	}
-	t.gen, err = newInjector(gen.host(0).NS, underlayDev, frame, overhead, varyScale(half))
+	t.gen, err = newInjector(gen.host(0).NS, underlayDev, frame, overhead, vary)
 	return t, err
 }
 
@@ -184,7 +195,7 @@ func (r *run) scale(ctx context.Context) (err error) {
 		}
 	}()
 	for _, n := range r.scaleSizes() {
-		r.bar.say("filling an FDB with " + strconv.Itoa(n) + " addresses")
+		r.bar.say("filling an FDB with " + strconv.Itoa(n.entries) + " addresses")
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -212,7 +223,7 @@ func (r *run) scale(ctx context.Context) (err error) {
 		}
 		for k, t := range tables {
 			r.bar.step(scaleName + " entries " + strconv.Itoa(t.entries))
-			points[k].Entries = t.entries
+			points[k].Entries, points[k].Active = t.entries, t.active
 			x, _, err := t.measure(ctx, r.slot(b, profiles[0], i == 0), real)
 			if err == nil {
 				err = x.net(g.Gross)

@@ -38,11 +38,11 @@ func (r *Report) WriteTable(w io.Writer) error {
 	}
 	fmt.Fprintln(w, "KERNEL, BARE: how many times better than kernel vxlan, than no overlay (median over rounds that ran side by side).")
 	if len(r.Scale) > 0 {
-		fmt.Fprintln(w, "\nCost of a received packet against FDB size, random addresses:")
+		fmt.Fprintln(w, "\nCost of a received packet against FDB size:")
 		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(t, "  ENTRIES\tNS/PACKET\tMIN - MAX\tTO SMALLEST\tPROGRAM NS")
+		fmt.Fprintln(t, "  ENTRIES\tIN USE\tNS/PACKET\tMIN - MAX\tTO SMALLEST\tPROGRAM NS")
 		for _, s := range r.Scale {
-			fmt.Fprintf(t, "  %d\t%s\t%s - %s\t%.2f\t%s\n", s.Entries, number(s.Median), number(s.Min), number(s.Max), s.Ratio, number(s.NS))
+			fmt.Fprintf(t, "  %d\t%d\t%s\t%s - %s\t%.2f\t%s\n", s.Entries, s.Active, number(s.Median), number(s.Min), number(s.Max), s.Ratio, number(s.NS))
 		}
 		if err := t.Flush(); err != nil {
 			return err
