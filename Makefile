@@ -6,7 +6,7 @@
 GO ?= $(or $(shell command -v go),$(firstword $(wildcard /usr/local/go/bin/go /usr/lib/go/bin/go /snap/bin/go)),go)
 PREFIX ?= /usr/local
 DESTDIR ?=
-VERSION ?= $(or $(shell git describe --tags --dirty 2>/dev/null),devel)
+VERSION ?= $(or $(shell git describe --tags --always --dirty 2>/dev/null),devel)
 
 # Named by version: a new pin is a new file, so an old binary is never used by mistake.
 GOLANGCI_VERSION := v2.15.0
