@@ -175,7 +175,7 @@ func labDown(name string) int {
 func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("makes network namespaces: needs root")
+		t.Fatal("makes network namespaces: run as root")
 	}
 }
 

@@ -211,7 +211,7 @@ func needIproute(t *testing.T) {
 	t.Helper()
 	for _, c := range []string{"ip", "bridge"} {
 		if _, err := exec.LookPath(c); err != nil {
-			t.Skipf("needs iproute2: %v", err)
+			t.Fatalf("compares with iproute2: %v; install it", err)
 		}
 	}
 }
