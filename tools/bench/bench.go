@@ -110,7 +110,10 @@ func (o *Options) Check() error {
 }
 
 func (o *Options) wants(name string) bool {
-	return len(o.Workloads) == 0 || slices.Contains(o.Workloads, name)
+	if len(o.Workloads) > 0 {
+		return slices.Contains(o.Workloads, name)
+	}
+	return !o.Quick || !slices.ContainsFunc(workloads, func(w *workload) bool { return w.name == name && w.fullOnly })
 }
 
 func (o *Options) wantsProfile(p profile) bool {
@@ -189,7 +192,7 @@ func notes() []string {
 		"spread: how wide the interval is that holds the true median with 93 % certainty, by order statistics (5 rounds: least to greatest; 10: without the outermost two), in per cent of the median",
 		"ageing is 1 h on all datapaths, so that no address ages within the run",
 		"cpu is the time of the sending and receiving threads, with the softirq work done in them, and of ksoftirqd; kernel statistics of the whole machine are in cpu.system and cpu.softirq of each round",
-		"decap_64, encap_64 and many_flows are net of the generator, which is everything up to the frame in the receiving driver and is measured in the same round; the sink is included",
+		"decap, encap and many_flows are net of the generator, which is everything up to the frame in the receiving driver and is measured in the same round; the sink is included",
 	}
 }
 

@@ -72,7 +72,11 @@ func brief(t *testing.T, names ...string) Options {
 }
 
 func TestEveryWorkload(t *testing.T) {
-	o := brief(t)
+	var names []string
+	for _, n := range Names() {
+		names = append(names, n[0])
+	}
+	o := brief(t, names...)
 	r, err := Run(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)

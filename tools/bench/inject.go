@@ -31,18 +31,21 @@ import (
 // long enough for the set-up of the pages not to count.
 const repeat = 100_000
 
-// innerLen is the length of injected frames without encapsulation, bytes.
-const innerLen = 64
+// Lengths of injected frames without encapsulation, bytes.
+const (
+	innerLen = 64
+	largeLen = 1400
+)
 
 // udpFrame is an Ethernet frame with a UDP datagram to the discard port, UDP
-// checksum 0 (none), padded to innerLen.
-func udpFrame(src, dst fdb.MAC, from, to [4]byte) []byte {
-	b := make([]byte, innerLen)
+// checksum 0 (none), padded to length.
+func udpFrame(length int, src, dst fdb.MAC, from, to [4]byte) []byte {
+	b := make([]byte, length)
 	copy(b[0:], dst[:])
 	copy(b[6:], src[:])
 	binary.BigEndian.PutUint16(b[12:], 0x0800)
-	ipv4Header(b[14:], from, to, innerLen-14, 64)
-	udpHeader(b[34:], 40000, discard, innerLen-34)
+	ipv4Header(b[14:], from, to, length-14, 64)
+	udpHeader(b[34:], 40000, discard, length-34)
 	return b
 }
 
@@ -100,8 +103,9 @@ type variation func(inner int16) asm.Instructions
 // injector is a program that fills in a frame and redirects it to a link.
 type injector struct {
 	*counterProg
-	frame []byte
-	ns    testenv.NS
+	frame  []byte
+	length int // of the overlay frame in it, bytes
+	ns     testenv.NS
 }
 
 // newInjector sends frame to the link dev of ns. vary may be nil; inner is
@@ -136,7 +140,7 @@ func newInjector(ns testenv.NS, dev string, frame []byte, inner int16, vary vari
 	if err != nil {
 		return nil, err
 	}
-	return &injector{p, frame, ns}, nil
+	return &injector{p, frame, len(frame) - int(inner), ns}, nil
 }
 
 // run injects until time is up, or count frames if that is not 0, on one CPU,
@@ -209,7 +213,7 @@ func (in *injector) run(ctx context.Context, d time.Duration, count uint64, cpu 
 	if r.Received == 0 {
 		return r, fmt.Errorf("none of %d injected frames arrived", r.Sent)
 	}
-	r.Bytes = r.Received * innerLen
+	r.Bytes = r.Received * uint64(in.length)
 	r.Gross = used.Seconds / float64(r.Received) * 1e9
 	return r, nil
 }
@@ -335,7 +339,7 @@ func varyFlows(inner int16) asm.Instructions {
 
 // prepareDecap readies frames that arrive at host b's underlay device and end
 // in the container. On the generator's bed they end in the driver.
-func (b *bed) prepareDecap(ctx context.Context, many bool) (x *injection, err error) {
+func (b *bed) prepareDecap(ctx context.Context, length int, many bool) (x *injection, err error) {
 	x = &injection{}
 	defer func() {
 		if err != nil {
@@ -344,10 +348,10 @@ func (b *bed) prepareDecap(ctx context.Context, many bool) (x *injection, err er
 	}()
 	ha, hb := b.host(0), b.host(1)
 	ca, cb := ha.Containers[0], hb.Containers[0]
-	frame := udpFrame(ca.MAC, cb.MAC, b.a.Addr, b.b.Addr)
+	frame := udpFrame(length, ca.MAC, cb.MAC, b.a.Addr, b.b.Addr)
 	var vary variation
 	if many {
-		frame = udpFrame(manySource(0, 0), manyDest(0, 0), b.a.Addr, b.b.Addr)
+		frame = udpFrame(length, manySource(0, 0), manyDest(0, 0), b.a.Addr, b.b.Addr)
 		vary = varyFlows
 	}
 	inner := int16(0)
@@ -397,7 +401,7 @@ func (x *injection) dropInDriver(ns testenv.NS, dev string) error {
 
 // prepareEncap readies frames that come out of container a and end at the far
 // end of the underlay.
-func (b *bed) prepareEncap() (x *injection, err error) {
+func (b *bed) prepareEncap(length int) (x *injection, err error) {
 	x = &injection{}
 	defer func() {
 		if err != nil {
@@ -420,7 +424,7 @@ func (b *bed) prepareEncap() (x *injection, err error) {
 	if err != nil {
 		return x, err
 	}
-	x.in, err = newInjector(ca.NS, "eth0", udpFrame(ca.MAC, cb.MAC, b.a.Addr, b.b.Addr), 0, nil)
+	x.in, err = newInjector(ca.NS, "eth0", udpFrame(length, ca.MAC, cb.MAC, b.a.Addr, b.b.Addr), 0, nil)
 	return x, err
 }
 
@@ -449,11 +453,11 @@ func (b *bed) train(ctx context.Context) error {
 				return err
 			}
 			for i := range manyMACs {
-				out := udpFrame(manySource(n, i), cb.MAC, b.a.Addr, b.b.Addr)
+				out := udpFrame(innerLen, manySource(n, i), cb.MAC, b.a.Addr, b.b.Addr)
 				if b.datapath != Bare {
 					out = encapsulate(out, fdb.VNI(bedVNI+n), ha.MAC, hb.MAC, ha.Address.As4(), hb.Address.As4())
 				}
-				err := errors.Join(under.Send(out), from.Send(udpFrame(manyDest(n, i), ca.MAC, b.b.Addr, b.a.Addr)))
+				err := errors.Join(under.Send(out), from.Send(udpFrame(innerLen, manyDest(n, i), ca.MAC, b.b.Addr, b.a.Addr)))
 				if err != nil {
 					return errors.Join(err, from.Close())
 				}

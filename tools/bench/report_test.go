@@ -333,7 +333,7 @@ func TestJudge(t *testing.T) {
 // TestFrames: what is injected is what the kernel would take without a second thought.
 func TestFrames(t *testing.T) {
 	src, dst := manySource(1, 2), manyDest(1, 3)
-	in := udpFrame(src, dst, [4]byte{10, 0, 0, 1}, [4]byte{10, 0, 0, 2})
+	in := udpFrame(innerLen, src, dst, [4]byte{10, 0, 0, 1}, [4]byte{10, 0, 0, 2})
 	out := encapsulate(in, 0x123456, src, dst, [4]byte{192, 0, 2, 1}, [4]byte{192, 0, 2, 2})
 	if len(in) != innerLen || len(out) != innerLen+overhead || !bytes.Equal(out[overhead:], in) {
 		t.Fatalf("lengths %d and %d", len(in), len(out))

@@ -150,7 +150,7 @@ func newTable(b, gen *bed, f fill) (t *table, err error) {
 			return t, err
 		}
 	}
-	frame := encapsulate(udpFrame(scaleMAC(scaleSource, 0), scaleMAC(scaleDest, 0), b.a.Addr, b.b.Addr),
+	frame := encapsulate(udpFrame(innerLen, scaleMAC(scaleSource, 0), scaleMAC(scaleDest, 0), b.a.Addr, b.b.Addr),
 		bedVNI, ha.MAC, hb.MAC, ha.Address.As4(), hb.Address.As4())
 	vary := varyScale(f.active/2, entries/f.active)
 	if t.in, err = newInjector(ha.NS, underlayDev, frame, overhead, vary); err != nil {

@@ -50,6 +50,7 @@ type workload struct {
 	profiles    []string // where it says something
 	oneSide     bool     // also with one host accelerated
 	twoCPUs     bool     // needs two
+	fullOnly    bool     // not with Quick, unless named
 	aggregates  bool     // packets on the underlay are not what sockets count
 	lossLimit   float64  // share of packets that may be lost
 	prepare     func(ctx context.Context, b *bed) (*injection, error)
@@ -124,19 +125,31 @@ var workloads = []*workload{
 	{
 		name: "decap_64", about: "frames of 64 bytes from the underlay into a container, CPU per packet net of the generator; dropped on the container's eth0",
 		unit: nsPacket, cpuUnit: nsPacket, lower: true, profiles: vethOnly, lossLimit: 0.01,
-		prepare: func(ctx context.Context, b *bed) (*injection, error) { return b.prepareDecap(ctx, false) },
+		prepare: func(ctx context.Context, b *bed) (*injection, error) { return b.prepareDecap(ctx, innerLen, false) },
 		run:     runInjection,
 	},
 	{
 		name: "encap_64", about: "frames of 64 bytes from a container to the underlay, CPU per packet net of the generator; dropped at the far end",
 		unit: nsPacket, cpuUnit: nsPacket, lower: true, profiles: vethOnly, lossLimit: 0.01,
-		prepare: func(_ context.Context, b *bed) (*injection, error) { return b.prepareEncap() },
+		prepare: func(_ context.Context, b *bed) (*injection, error) { return b.prepareEncap(innerLen) },
+		run:     runInjection,
+	},
+	{
+		name: "decap_1400", about: "decap_64 with frames of 1400 bytes (not with --quick)",
+		unit: nsPacket, cpuUnit: nsPacket, lower: true, profiles: vethOnly, lossLimit: 0.01, fullOnly: true,
+		prepare: func(ctx context.Context, b *bed) (*injection, error) { return b.prepareDecap(ctx, largeLen, false) },
+		run:     runInjection,
+	},
+	{
+		name: "encap_1400", about: "encap_64 with frames of 1400 bytes (not with --quick)",
+		unit: nsPacket, cpuUnit: nsPacket, lower: true, profiles: vethOnly, lossLimit: 0.01, fullOnly: true,
+		prepare: func(_ context.Context, b *bed) (*injection, error) { return b.prepareEncap(largeLen) },
 		run:     runInjection,
 	},
 	{
 		name: "many_flows", about: fmt.Sprintf("decap_64 with %d flows over %d MAC addresses and %d VNIs (bare: one network)", manyFlows, 2*manyMACs*bedNetworks, bedNetworks),
 		unit: nsPacket, cpuUnit: nsPacket, lower: true, profiles: vethOnly, lossLimit: 0.01,
-		prepare: func(ctx context.Context, b *bed) (*injection, error) { return b.prepareDecap(ctx, true) },
+		prepare: func(ctx context.Context, b *bed) (*injection, error) { return b.prepareDecap(ctx, innerLen, true) },
 		run:     runInjection,
 	},
 }
