@@ -993,6 +993,32 @@ func TestPrograms(t *testing.T) {
 	}
 }
 
+// The program's own flow hash: all fragments of a packet go one way although
+// only the first has ports, and so they do whatever the later ones carry there.
+func TestEncapFragmentsKeepTogether(t *testing.T) {
+	l := newLab(t, nil)
+	port := func(frag uint16, ports uint32) uint16 {
+		in := sent(inner{})
+		binary.BigEndian.PutUint16(in[14+6:], frag)
+		binary.BigEndian.PutUint32(in[34:], ports)
+		verdict, out := l.frame(t, bpf.HookEncap, in)
+		if verdict != actRedirect {
+			t.Fatalf("fragment %#x: verdict %d, want %d", frag, verdict, actRedirect)
+		}
+		return binary.BigEndian.Uint16(out[34:])
+	}
+	const moreFragments, offset = 0x2000, 185
+	first := port(moreFragments, 1111<<16|2222)
+	for i, got := range []uint16{port(moreFragments|offset, 0xdeadbeef), port(2*offset, 0x12345678)} {
+		if got != first {
+			t.Errorf("fragment %d leaves from source port %d, the first from %d", i+2, got, first)
+		}
+	}
+	if port(0, 1111<<16|2222) == port(0, 1112<<16|2222) && port(0, 1113<<16|2222) == port(0, 1114<<16|2222) {
+		t.Error("whole packets of different flows share source ports")
+	}
+}
+
 // The outer header is made from a template: nothing of one packet may leak into the next, and the parts that vary must.
 func TestEncapVaries(t *testing.T) {
 	l := newLab(t, nil)
