@@ -3,6 +3,7 @@
 package bpf
 
 import (
+	"encoding/binary"
 	"strconv"
 
 	"github.com/cilium/ebpf"
@@ -29,6 +30,24 @@ type (
 	Objects  = vxObjects
 )
 
+// NewFDBKey makes the key of a MAC address in a network.
+func NewFDBKey(net uint16, mac [6]byte) FDBKey {
+	var b [8]byte
+	binary.LittleEndian.PutUint16(b[:], net)
+	copy(b[2:], mac[:])
+	return FDBKey{Word: binary.LittleEndian.Uint64(b[:])}
+}
+
+// Net is the network of a key.
+func (k vxFdbKey) Net() uint16 { return uint16(k.Word) }
+
+// MAC is the MAC address of a key.
+func (k vxFdbKey) MAC() (mac [6]byte) {
+	var b [8]byte
+	binary.LittleEndian.PutUint64(b[:], k.Word)
+	return [6]byte(b[2:])
+}
+
 // Kinds of FDB entries.
 const (
 	KindRemote = uint8(vxEntryKindKIND_REMOTE)
@@ -41,8 +60,17 @@ const (
 const (
 	EntryStatic = uint8(vxEntryFlagENTRY_STATIC)
 	PlaceOff    = uint32(vxPlaceFlagPLACE_OFF)
-	VTEPReady   = uint16(vxVtepFlagVTEP_READY)
-	VTEPMACs    = uint16(vxVtepFlagVTEP_MACS)
+	PlaceV6     = uint32(vxPlaceFlagPLACE_V6)
+	PlaceZero6  = uint32(vxPlaceFlagPLACE_ZERO6)
+
+	VTEPReady      = uint16(vxVtepFlagVTEP_READY)
+	VTEPMACs       = uint16(vxVtepFlagVTEP_MACS)
+	VTEPV6         = uint16(vxVtepFlagVTEP_V6)
+	VTEPTTLInherit = uint16(vxVtepFlagVTEP_TTL_INHERIT)
+	VTEPTOSInherit = uint16(vxVtepFlagVTEP_TOS_INHERIT)
+	VTEPDFInherit  = uint16(vxVtepFlagVTEP_DF_INHERIT)
+	VTEPTTLAuto    = uint16(vxVtepFlagVTEP_TTL_AUTO)
+	VTEPSrcAuto    = uint16(vxVtepFlagVTEP_SRC_AUTO)
 )
 
 // Hooks, and the sizes of the two halves of a counter's index.
@@ -54,6 +82,12 @@ const (
 	ReasonMax   = uint32(vxReasonREASON_MAX)
 )
 
+// Indexes of vx_control.
+const (
+	ControlLease  = uint32(vxControlKeyCONTROL_LEASE)
+	ControlTooBig = uint32(vxControlKeyCONTROL_TOO_BIG)
+)
+
 // Reasons that other packages speak of by name.
 const (
 	Fast       = vxReasonFAST
@@ -61,6 +95,7 @@ const (
 	DropBroken = vxReasonDROP_BROKEN
 	BUM        = vxReasonBUM
 	DstLocal   = vxReasonDST_LOCAL
+	SrcStatic  = vxReasonSRC_STATIC
 )
 
 // reasonNames are metric labels and part of the interface: append only.
@@ -68,7 +103,7 @@ var reasonNames = [...]string{
 	"fast", "bum", "src_unknown", "src_moved", "refresh", "dst_unknown", "dst_local", "dst_remote", "dst_aged",
 	"no_lease", "not_ip", "vlan_tag", "mtu", "gso_headers", "too_long", "nested", "adjust_failed", "no_vtep",
 	"outer_csum", "outer_malformed", "outer_ecn", "outer_not_local", "aggregate", "in_order", "port_kind",
-	"truncated", "not_ready", "drop_broken",
+	"truncated", "not_ready", "drop_broken", "src_static", "nd",
 }
 
 // Reasons is how many reasons there are.

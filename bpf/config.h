@@ -20,5 +20,5 @@ volatile const __u64 vx_hold_ns = 20000000;
 /* Makes flow hashes of this host its own; the loader sets a random number. */
 volatile const __u64 vx_hash_seed = 0;
 
-/* bpf_skb_adjust_room knows BPF_F_ADJ_ROOM_DECAP_L3_IPV6 (6.3): inner IPv6 under outer IPv4. */
-volatile const __u8 vx_have_decap6 = 1;
+/* bpf_skb_adjust_room knows BPF_F_ADJ_ROOM_DECAP_L3_* (6.3): an inner packet of another family than the outer one. */
+volatile const __u8 vx_have_decap_l3 = 1;

@@ -14,12 +14,18 @@ enum {
 	ECN_CE = 3,
 };
 
-/* Does decapsulation change or drop the inner packet (RFC 6040 section 4.2, figure 4)? */
-static __always_inline int ecn_decap_changes(__u8 outer, __u8 inner)
+/* Must the inner packet be marked: congestion met on the way, by a packet that can say so (RFC 6040 section 4.2)? */
+static __always_inline int ecn_decap_marks(__u8 outer, __u8 inner)
+{
+	return (outer & ECN_MASK) == ECN_CE && (inner & ECN_MASK) && (inner & ECN_MASK) != ECN_CE;
+}
+
+/* The rest of figure 4 that is not "leave the inner packet as it is": a drop, and ECT(0) that becomes ECT(1). */
+static __always_inline int ecn_decap_judged(__u8 outer, __u8 inner)
 {
 	outer &= ECN_MASK;
 	inner &= ECN_MASK;
-	return (outer == ECN_CE && inner != ECN_CE) || (outer == ECN_ECT1 && inner == ECN_ECT0);
+	return (outer == ECN_CE && !inner) || (outer == ECN_ECT1 && inner == ECN_ECT0);
 }
 
 /* Outer ECN field for an inner TOS, as the kernel's INET_ECN_encapsulate: CE inside becomes ECT(0) outside. */

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Encapsulation over IPv4: make 50 bytes of room in front of an inner frame and
- * write the outer header from a ready template (RFC 7348 section 5). Knows no
- * map and chooses no verdict; returns 0 or a negative enum reason.
+ * Encapsulation: make 50 (IPv4) or 70 (IPv6) bytes of room in front of an inner
+ * frame and write the outer header from a ready template (RFC 7348 section 5).
+ * Knows no map and chooses no verdict; returns 0 or a negative enum reason.
  */
 #pragma once
 
@@ -10,15 +10,34 @@
 #include "ecn.h"
 #include "parse.h"
 
-#define OUTER4_LEN ((__u32)sizeof(struct outer4))
-/* Outer IP, UDP and VXLAN headers: what the inner frame, its Ethernet header included, grows by at the outer IP layer.
- */
-#define OUTER4_L3 (OUTER4_LEN - (__u32)sizeof(struct ethhdr))
+/* The bytes that encapsulation adds in front (RFC 7348 section 5): 50 over IPv4, 70 over IPv6. */
+#define OUTER_IP(v6) ((__u32)((v6) ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)))
+#define OUTER_LEN(v6) ((__u32)(sizeof(struct ethhdr) + OUTER_IP(v6) + sizeof(struct udphdr) + sizeof(struct vxlanhdr)))
+/* Outer IP, UDP and VXLAN headers: what a frame, its Ethernet header included, grows by as an IP packet. */
+#define OUTER_L3(v6) (OUTER_LEN(v6) - (__u32)sizeof(struct ethhdr))
+
+#define VXLAN_FLAG_I bpf_htonl(0x08000000)
 
 /* Makes the packet an encapsulated one for GSO and checksum offload, per-segment size unchanged. */
 #define ENCAP_FLAGS                                                                                                    \
-	(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |                       \
-	 BPF_F_ADJ_ROOM_ENCAP_L2_ETH | BPF_F_ADJ_ROOM_ENCAP_L2(sizeof(struct ethhdr)))
+	(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2_ETH |                        \
+	 BPF_F_ADJ_ROOM_ENCAP_L2(sizeof(struct ethhdr)))
+
+/* `n` is a constant and even; both sides are an array of bytes to clang, which would copy them one by one. */
+static __always_inline void copy(void *dst, const void *src, const __u32 n)
+{
+	__u32 i = 0;
+
+#pragma unroll
+	for (; i + 8 <= n; i += 8)
+		*(__u64 *)(dst + i) = *(const __u64 *)(src + i);
+	if (n & 4) {
+		*(__u32 *)(dst + i) = *(const __u32 *)(src + i);
+		i += 4;
+	}
+	if (n & 2)
+		*(__u16 *)(dst + i) = *(const __u16 *)(src + i);
+}
 
 /*
  * The inner flow's hash: what the sender's socket or the device gave the packet,
@@ -45,15 +64,15 @@ static __always_inline __u32 flow_hash(struct __sk_buff *skb, const struct frame
 		off = sizeof(struct ethhdr) + sizeof(*ip);
 		/* All fragments of a packet go one way, so none counts its ports; no more does a header with options.
 		 */
-		if (ip->version_ihl != 0x45 || (ip->frag_off & bpf_htons(0x3fff)))
+		if (ip->version_ihl != 0x45 || (ip->frag_off & bpf_htons(IP_FRAGMENT)))
 			off = 0;
 	} else {
 		struct ipv6hdr *ip6 = f->data + sizeof(struct ethhdr);
-		__u64 addr[4];
+		__u64 addr[4]; /* source, destination */
 
 		if ((void *)(ip6 + 1) > f->end)
 			return bpf_get_hash_recalc(skb);
-		__builtin_memcpy(addr, ip6->saddr, sizeof(addr));
+		copy(addr, ip6->saddr, sizeof(addr));
 		a = addr[0] ^ (addr[1] * 0x9e3779b97f4a7c15ULL);
 		b = addr[2] ^ (addr[3] * 0x9e3779b97f4a7c15ULL);
 		l4 = ip6->nexthdr;
@@ -91,53 +110,74 @@ static __always_inline __sum16 csum_fold(__u32 sum)
 
 /*
  * Up to the first change the packet is the kernel's; after it, a failure is
- * DROP_BROKEN and the packet cannot be returned.
+ * DROP_BROKEN and the packet cannot be returned. `v6` is a constant: the family
+ * of the outer packet.
  */
-static __always_inline int encap4(struct __sk_buff *skb, struct frame *f, const struct vtep *v, __be32 vni,
-                                  __be16 proto, __u8 tos, __u32 gso_size)
+static __always_inline int encap_push(struct __sk_buff *skb, struct frame *f, const struct vtep *v, __u16 flags,
+                                      __be32 vni, __be16 proto, const struct inner *in, __u32 gso_size, const int v6)
 {
-	__u32 len = skb->len;
 	__be16 sport = source_port(flow_hash(skb, f, proto), v);
-	struct ethhdr inner;
-	struct outer4 *o;
+	__u32 len = skb->len;
+	struct vxlanhdr *vx;
+	struct udphdr *udp;
+	struct l2 inner;
+	__u8 tos, ttl;
 	long err;
 
-	if (len + OUTER4_L3 > 65535)
+	if (len + OUTER_L3(v6) > 65535)
 		return -TOO_LONG;
-	if (f->data + sizeof(inner) > f->end)
+	if (f->data + sizeof(struct ethhdr) > f->end)
 		return -TRUNCATED;
-	__builtin_memcpy(&inner, f->data, sizeof(inner));
+	inner = l2_read(f->data);
 
-	err = bpf_skb_adjust_room(skb, OUTER4_LEN, BPF_ADJ_ROOM_MAC, ENCAP_FLAGS);
+	err = bpf_skb_adjust_room(skb, OUTER_LEN(v6), BPF_ADJ_ROOM_MAC,
+	                          ENCAP_FLAGS | (v6 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV4));
 	if (err == -EALREADY) {
 		/*
 		 * The packet came decapsulated from another tunnel and still says
 		 * "encapsulated" (or is a tunnel packet of the container's own).
 		 * A single packet needs no GSO state: prepend without it. But
-		 * without ENCAP_L3_IPV4 skb->protocol would stay IPv6 on what is
-		 * IPv4 now, and bpf_redirect_neigh would route it so.
+		 * without ENCAP_L3_* skb->protocol would stay that of the inner
+		 * packet, and bpf_redirect_neigh would route it so.
 		 */
-		if (gso_size || inner.h_proto == bpf_htons(ETH_P_IPV6))
+		if (gso_size || proto != (v6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP)))
 			return -NESTED;
-		err = bpf_skb_adjust_room(skb, OUTER4_LEN, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO);
+		err = bpf_skb_adjust_room(skb, OUTER_LEN(v6), BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO);
 	}
 	if (err)
 		return -ADJUST_FAILED;
 
 	frame_read(skb, f);
-	o = f->data;
-	if (f->data + sizeof(*o) + sizeof(inner) > f->end)
+	if (f->data + OUTER_LEN(v6) + sizeof(struct ethhdr) > f->end)
 		return -DROP_BROKEN;
-	__builtin_memcpy(o, v->outer, sizeof(*o));
-	__builtin_memcpy(f->data + sizeof(*o), &inner, sizeof(inner));
+	copy(f->data, v->outer, OUTER_LEN(v6) - sizeof(*vx));
+	l2_write(f->data + OUTER_LEN(v6), inner);
 
-	o->ip.tos |= ecn_encap(tos);
-	o->ip.tot_len = bpf_htons(len + OUTER4_L3);
-	/* RFC 6864: an id must not repeat among fragments in flight, and DF may be clear. */
-	o->ip.id = bpf_get_prandom_u32();
-	o->ip.check = csum_fold(v->csum + bpf_htons(ecn_encap(tos)) + o->ip.tot_len + o->ip.id);
-	o->udp.source = sport;
-	o->udp.len = bpf_htons(len + OUTER4_L3 - sizeof(struct iphdr));
-	o->vxlan.vni = vni;
+	tos = (flags & VTEP_TOS_INHERIT ? in->tos & ~ECN_MASK : v->tos) | ecn_encap(in->tos);
+	ttl = flags & VTEP_TTL_INHERIT && in->ttl ? in->ttl : v->ttl;
+	if (v6) {
+		struct ipv6hdr *ip = f->data + sizeof(struct ethhdr);
+
+		ip->version_class_label |= bpf_htonl((__u32)tos << 20);
+		ip->payload_len = bpf_htons(len + sizeof(*udp) + sizeof(*vx));
+		ip->hop_limit = ttl;
+	} else {
+		struct iphdr *ip = f->data + sizeof(struct ethhdr);
+		__u16 df = flags & VTEP_DF_INHERIT && in->df ? bpf_htons(IP_DF) : 0;
+
+		ip->tos = tos;
+		ip->tot_len = bpf_htons(len + OUTER_L3(0));
+		/* RFC 6864: an id must not repeat among fragments in flight, and DF may be clear. */
+		ip->id = bpf_get_prandom_u32();
+		ip->frag_off |= df;
+		ip->ttl = ttl;
+		ip->check = csum_fold(v->csum + bpf_htons(tos) + ip->tot_len + ip->id + df + bpf_htons(ttl << 8));
+	}
+	vx = f->data + OUTER_LEN(v6) - sizeof(*vx);
+	udp = (void *)vx - sizeof(*udp);
+	udp->source = sport;
+	udp->len = bpf_htons(len + sizeof(*udp) + sizeof(*vx));
+	vx->flags = VXLAN_FLAG_I;
+	vx->vni = vni;
 	return 0;
 }

@@ -89,8 +89,10 @@ enum {
 enum {
 	BPF_F_ADJ_ROOM_FIXED_GSO = 1 << 0,
 	BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 = 1 << 1,
+	BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 = 1 << 2,
 	BPF_F_ADJ_ROOM_ENCAP_L4_UDP = 1 << 4,
 	BPF_F_ADJ_ROOM_ENCAP_L2_ETH = 1 << 6,  /* 5.13 */
+	BPF_F_ADJ_ROOM_DECAP_L3_IPV4 = 1 << 7, /* 6.3 */
 	BPF_F_ADJ_ROOM_DECAP_L3_IPV6 = 1 << 8, /* 6.3 */
 };
 
@@ -114,19 +116,32 @@ enum {
 };
 
 enum {
+	IPPROTO_ICMP = 1,
 	IPPROTO_TCP = 6,
 	IPPROTO_UDP = 17,
+	IPPROTO_ICMPV6 = 58,
+};
+
+/* iphdr.frag_off, host order */
+enum {
+	IP_DF = 0x4000,
+	IP_FRAGMENT = 0x3fff, /* more fragments, offset */
 };
 
 enum {
 	EALREADY = 114,
 };
 
+/*
+ * Headers as on the wire, none of them with padding. Not "packed": to that clang
+ * answers with loads and stores of single bytes. The verifier takes unaligned
+ * access to packets wherever the CPU does.
+ */
 struct ethhdr {
 	__u8 h_dest[6];
 	__u8 h_source[6];
 	__be16 h_proto;
-} __attribute__((packed));
+};
 
 /* RFC 791. version and ihl share a byte: 0x45 is "IPv4, no options". */
 struct iphdr {
@@ -140,7 +155,7 @@ struct iphdr {
 	__sum16 check;
 	__be32 saddr;
 	__be32 daddr;
-} __attribute__((packed));
+};
 
 /* RFC 8200 */
 struct ipv6hdr {
@@ -148,19 +163,19 @@ struct ipv6hdr {
 	__be16 payload_len;
 	__u8 nexthdr;
 	__u8 hop_limit;
-	__u8 saddr[16];
-	__u8 daddr[16];
-} __attribute__((packed));
+	__be32 saddr[4];
+	__be32 daddr[4];
+};
 
 struct udphdr {
 	__be16 source;
 	__be16 dest;
 	__be16 len;
 	__sum16 check;
-} __attribute__((packed));
+};
 
 /* RFC 7348 section 5: flags and reserved bits, then the VNI in the upper 24 bits. */
 struct vxlanhdr {
 	__be32 flags;
 	__be32 vni;
-} __attribute__((packed));
+};

@@ -44,10 +44,10 @@ struct {
 	__type(value, struct vtep);
 } vx_vtep SEC(".maps");
 
-/* 0 -> control. The daemon renews the lease every second; an old one means "no daemon". */
+/* enum control_key -> time. The daemon renews the lease every second; an old one means "no daemon". */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, CONTROL_MAX);
 	__type(key, __u32);
 	__type(value, struct control);
 } vx_control SEC(".maps");

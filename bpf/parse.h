@@ -33,31 +33,84 @@ static __always_inline int frame_need(struct __sk_buff *skb, struct frame *f, __
 	return f->data + need <= f->end ? 0 : -TRUNCATED;
 }
 
-static __always_inline int mac_is_multicast(const __u8 *mac)
+/* An Ethernet header in registers. */
+struct l2 {
+	__u64 dst; /* destination, then the first two bytes of the source */
+	__u32 src; /* the other four */
+	__be16 proto;
+};
+
+static __always_inline struct l2 l2_read(const void *p)
 {
-	return mac[0] & 1;
+	return (struct l2){*(const __u64 *)p, *(const __u32 *)(p + 8), *(const __be16 *)(p + 12)};
 }
 
-/*
- * What the outer header takes from the inner packet. `off` is where the inner IP
- * header starts. TOS or traffic class, for ECN (RFC 6040).
- */
-static __always_inline int inner_tos(struct frame *f, __u32 off, __be16 proto, __u8 *tos)
+static __always_inline void l2_write(void *p, struct l2 e)
+{
+	*(__u64 *)p = e.dst;
+	*(__u32 *)(p + 8) = e.src;
+	*(__be16 *)(p + 12) = e.proto;
+}
+
+static __always_inline int l2_is_multicast(struct l2 e)
+{
+	return e.dst & 1;
+}
+
+static __always_inline struct fdb_key key_of_src(__u16 net, struct l2 e)
+{
+	return (struct fdb_key){.word = net | (e.dst >> 48) << 16 | (__u64)e.src << 32};
+}
+
+static __always_inline struct fdb_key key_of_dst(__u16 net, struct l2 e)
+{
+	return (struct fdb_key){.word = net | e.dst << 16};
+}
+
+/* What the outer header may take from the inner packet. */
+struct inner {
+	__u8 tos;  /* or traffic class */
+	__u8 ttl;  /* or hop limit */
+	__u8 df;   /* IPv6 never fragments on the way */
+	__u8 next; /* next header, IPv6 only */
+};
+
+/* `off` is where the inner IP header starts. */
+static __always_inline int inner_read(const struct frame *f, __u32 off, __be16 proto, struct inner *in)
 {
 	if (proto == bpf_htons(ETH_P_IP)) {
 		struct iphdr *ip = f->data + off;
 
 		if ((void *)(ip + 1) > f->end)
 			return -TRUNCATED;
-		*tos = ip->tos;
+		in->tos = ip->tos;
+		in->ttl = ip->ttl;
+		in->df = !!(ip->frag_off & bpf_htons(IP_DF));
+		in->next = 0;
 		return 0;
 	}
 	struct ipv6hdr *ip6 = f->data + off;
 
 	if ((void *)(ip6 + 1) > f->end)
 		return -TRUNCATED;
-	*tos = bpf_ntohl(ip6->version_class_label) >> 20;
+	in->tos = bpf_ntohl(ip6->version_class_label) >> 20;
+	in->ttl = ip6->hop_limit;
+	in->df = 1;
+	in->next = ip6->nexthdr;
 	return 0;
+}
+
+/*
+ * Neighbour discovery (RFC 4861: types 133 to 137)? A bridge that suppresses
+ * neighbour traffic answers in the neighbour's place, as it does for ARP.
+ */
+static __always_inline int is_nd(struct __sk_buff *skb, __u32 off, const struct inner *in)
+{
+	__u8 type;
+
+	if (in->next != IPPROTO_ICMPV6)
+		return 0;
+	return !bpf_skb_load_bytes(skb, off + sizeof(struct ipv6hdr), &type, 1) && type >= 133 && type <= 137;
 }
 
 /*

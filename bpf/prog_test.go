@@ -202,7 +202,7 @@ func (l *lab) entries() (fdb.Table, map[fdb.Key]uint32) {
 
 func (l *lab) vtep(remote netip.Addr) maps.VTEP {
 	v := maps.VTEP{Device: l.underlay, SrcMAC: underlayMAC, DstMAC: routerMAC, MACs: true, MTU: underlayMTU}
-	v.Local, v.Remote, v.Port, v.TTL, v.Low, v.High = local, remote, 4789, 5, srcLow, srcHigh
+	v.Src, v.Local, v.Remote, v.Port, v.TTL, v.Low, v.High = local, local, remote, 4789, 5, srcLow, srcHigh
 	return v
 }
 
@@ -228,7 +228,7 @@ func (l *lab) resetFDB() {
 	for k, e := range table {
 		must(l.set.FDB.Put(k, e, index[k]))
 		// A new entry holds its MAC on the slow path for a moment; these are old.
-		l.editKey(bpf.FDBKey{Net: uint16(k.Net), Mac: k.MAC}, func(v *bpf.FDBEntry) { v.Slow = 0 })
+		l.editKey(bpf.NewFDBKey(uint16(k.Net), k.MAC), func(v *bpf.FDBEntry) { v.Slow = 0 })
 	}
 }
 
@@ -254,7 +254,7 @@ func (l *lab) reset(t testing.TB) {
 	}
 }
 
-func key(m fdb.MAC) bpf.FDBKey { return bpf.FDBKey{Net: uint16(netID), Mac: m} }
+func key(m fdb.MAC) bpf.FDBKey { return bpf.NewFDBKey(uint16(netID), m) }
 
 // entry reads an FDB entry; nil if there is none.
 func (l *lab) entry(m fdb.MAC) *bpf.FDBEntry {
@@ -620,6 +620,11 @@ func sent(i inner) []byte {
 	return i.frame()
 }
 
+// icmp6 is an ICMPv6 message of a type (RFC 4443, RFC 4861).
+func icmp6(typ byte) inner {
+	return inner{v6: true, l4: layers.IPProtocolICMPv6, patch: func(b []byte) { b[ethHdr+ip6Hdr] = typ }}
+}
+
 func arrived(i inner) inner {
 	if i.src == (fdb.MAC{}) {
 		i.src = bob
@@ -685,6 +690,11 @@ func encapCases() []progCase {
 		{name: "tcp4 with options", hook: h, frame: sent(inner{tcp: true, ipOptions: 8, tcpOptions: 12}), reason: bpf.Fast},
 		{name: "tcp6", hook: h, frame: sent(inner{v6: true, tcp: true}), reason: bpf.Fast},
 		{name: "icmp", hook: h, frame: sent(inner{l4: layers.IPProtocolICMPv4}), reason: bpf.Fast},
+		{name: "router solicitation", hook: h, frame: sent(icmp6(133)), reason: reason("nd")},
+		{name: "neighbour solicitation", hook: h, frame: sent(icmp6(135)), reason: reason("nd")},
+		{name: "redirect", hook: h, frame: sent(icmp6(137)), reason: reason("nd")},
+		{name: "echo request over IPv6", hook: h, frame: sent(icmp6(128)), reason: bpf.Fast},
+		{name: "ICMPv6 next to neighbour discovery", hook: h, frame: sent(icmp6(138)), reason: bpf.Fast},
 		{name: "extension header", hook: h, frame: sent(inner{v6: true, extension: true}), reason: bpf.Fast},
 		{name: "inner fragment", hook: h, frame: sent(inner{patch: func(b []byte) { b[20] = 0x20; fixIPSum(b) }}), reason: bpf.Fast},
 		{name: "static source and destination", hook: h, frame: sent(inner{src: sue, dst: sam}), reason: bpf.Fast},
@@ -707,7 +717,7 @@ func encapCases() []progCase {
 		{name: "source moved from a port", hook: h, prepare: func(l *lab) { l.edit(alice, func(e *bpf.FDBEntry) { e.To = l.bridge }) },
 			frame: sent(inner{}), reason: reason("src_moved"), check: gone(alice)},
 		{name: "source moved, seen by a broadcast", hook: h, frame: arp(dave), reason: reason("src_moved"), check: gone(dave)},
-		{name: "static source elsewhere", hook: h, frame: sent(inner{src: sam}), reason: reason("src_moved"), check: kept(sam)},
+		{name: "static source elsewhere", hook: h, frame: sent(inner{src: sam}), reason: reason("src_static"), check: kept(sam)},
 		{name: "refresh due", hook: h, prepare: aged(alice, refresh+time.Second), frame: sent(inner{}), reason: reason("refresh"), check: stampedNow(alice)},
 		{name: "refresh not yet due", hook: h, prepare: aged(alice, refresh-time.Second), frame: sent(inner{}), reason: bpf.Fast},
 		{name: "refresh by a broadcast", hook: h, prepare: aged(alice, refresh+time.Second), frame: arp(alice), reason: reason("refresh"), check: stampedNow(alice)},
@@ -752,6 +762,11 @@ func decapCases() []progCase {
 		{name: "tcp4", hook: h, frame: received(inner{tcp: true, tcpOptions: 12}), reason: bpf.Fast},
 		{name: "tcp6", hook: h, frame: received(inner{v6: true, tcp: true}), reason: bpf.Fast},
 		{name: "to the host", hook: h, frame: received(inner{dst: hostMAC}), reason: bpf.Fast},
+		{name: "router solicitation", hook: h, frame: received(icmp6(133)), reason: reason("nd")},
+		{name: "neighbour solicitation", hook: h, frame: received(icmp6(135)), reason: reason("nd")},
+		{name: "redirect", hook: h, frame: received(icmp6(137)), reason: reason("nd")},
+		{name: "echo request over IPv6", hook: h, frame: received(icmp6(128)), reason: bpf.Fast},
+		{name: "ICMPv6 next to neighbour discovery", hook: h, frame: received(icmp6(138)), reason: bpf.Fast},
 		{name: "to the host without lease", hook: h, prepare: noLease, frame: received(inner{dst: hostMAC}), reason: bpf.Fast},
 		{name: "static source and destination", hook: h, frame: received(inner{src: sam, dst: sue}), reason: bpf.Fast},
 		{name: "dont fragment", hook: h, frame: received(inner{}, on(func(o *outer) { o.ip.Flags = layers.IPv4DontFragment })), reason: bpf.Fast},
@@ -768,8 +783,8 @@ func decapCases() []progCase {
 		{name: "source from no VTEP", hook: h, frame: received(inner{}, on(func(o *outer) { o.ip.SrcIP = stranger.AsSlice() })), reason: reason("src_moved"), check: gone(bob)},
 		{name: "source moved from a port", hook: h, frame: received(inner{src: tap}), reason: reason("src_moved"), check: gone(tap)},
 		{name: "source moved, seen by a broadcast", hook: h, frame: received(inner{src: dave, dst: broadcast}), reason: reason("src_moved"), check: gone(dave)},
-		{name: "static source elsewhere", hook: h, frame: received(inner{src: sam}, on(func(o *outer) { o.ip.SrcIP = stranger.AsSlice() })), reason: reason("src_moved"), check: kept(sam)},
-		{name: "static local source", hook: h, frame: received(inner{src: sue}), reason: reason("src_moved"), check: kept(sue)},
+		{name: "static source elsewhere", hook: h, frame: received(inner{src: sam}, on(func(o *outer) { o.ip.SrcIP = stranger.AsSlice() })), reason: reason("src_static"), check: kept(sam)},
+		{name: "static local source", hook: h, frame: received(inner{src: sue}), reason: reason("src_static"), check: kept(sue)},
 		{name: "refresh due", hook: h, prepare: aged(bob, refresh+time.Second), frame: received(inner{}), reason: reason("refresh"), check: stampedNow(bob)},
 		{name: "refresh not yet due", hook: h, prepare: aged(bob, refresh-time.Second), frame: received(inner{}), reason: bpf.Fast},
 		{name: "unknown destination", hook: h, frame: received(inner{dst: nobody}), reason: reason("dst_unknown")},
@@ -790,7 +805,7 @@ func decapCases() []progCase {
 		{name: "wrong ip checksum", hook: h, frame: received(inner{}, on(func(o *outer) { o.patch = func(b []byte) { b[24] ^= 0xff } })), reason: reason("outer_malformed")},
 		{name: "reserved flag", hook: h, frame: received(inner{}, on(func(o *outer) { o.patch = func(b []byte) { b[42] |= 4 } })), reason: reason("outer_malformed")},
 		{name: "group policy", hook: h, frame: received(inner{}, on(func(o *outer) { o.vxlan.GBPExtension, o.vxlan.GBPGroupPolicyID = true, 5 })), reason: reason("outer_malformed")},
-		{name: "outer congestion", hook: h, frame: received(inner{tos: ect0}, on(func(o *outer) { o.ip.TOS = ce })), reason: reason("outer_ecn"), check: slowNow(bob)},
+		{name: "outer congestion", hook: h, frame: received(inner{tos: 0}, on(func(o *outer) { o.ip.TOS = ce })), reason: reason("outer_ecn"), check: slowNow(bob)},
 		{name: "another of our addresses", hook: h, frame: received(inner{}, on(func(o *outer) { o.ip.DstIP = stranger.AsSlice() })), reason: reason("outer_not_local")},
 		{name: "aggregate", hook: h, frame: received(inner{tcp: true, payload: 1200}), gsoSize: 500, gsoSegs: 3, reason: bpf.Aggregate, check: slowNow(bob)},
 		{name: "behind an aggregate", hook: h, prepare: func(l *lab) { l.edit(bob, func(e *bpf.FDBEntry) { e.Slow = ago(0) }) }, frame: received(inner{}), reason: reason("in_order")},
@@ -828,6 +843,11 @@ func deliverCases() []progCase {
 	return []progCase{
 		{name: "to a container", hook: h, frame: got(inner{}), reason: bpf.Fast},
 		{name: "to a container, ipv6", hook: h, frame: got(inner{v6: true}), reason: bpf.Fast},
+		{name: "router solicitation", hook: h, frame: got(icmp6(133)), reason: reason("nd")},
+		{name: "neighbour solicitation", hook: h, frame: got(icmp6(135)), reason: reason("nd")},
+		{name: "redirect", hook: h, frame: got(icmp6(137)), reason: reason("nd")},
+		{name: "echo request over IPv6", hook: h, frame: got(icmp6(128)), reason: bpf.Fast},
+		{name: "ICMPv6 next to neighbour discovery", hook: h, frame: got(icmp6(138)), reason: bpf.Fast},
 		{name: "to a port to transmit on", hook: h, frame: got(inner{dst: tap}), reason: bpf.Fast},
 		{name: "to the host", hook: h, prepare: noLease, frame: got(inner{dst: hostMAC}), reason: bpf.Fast},
 		{name: "static source and destination", hook: h, frame: got(inner{src: sam, dst: sue}), reason: bpf.Fast},
@@ -838,7 +858,7 @@ func deliverCases() []progCase {
 		{name: "arp request", hook: h, frame: arp(bob), reason: bpf.BUM},
 		{name: "unknown source", hook: h, frame: got(inner{src: nobody}), reason: reason("src_unknown")},
 		{name: "source moved from a port", hook: h, frame: got(inner{src: tap}), reason: reason("src_moved"), check: gone(tap)},
-		{name: "static local source", hook: h, frame: got(inner{src: sue}), reason: reason("src_moved"), check: kept(sue)},
+		{name: "static local source", hook: h, frame: got(inner{src: sue}), reason: reason("src_static"), check: kept(sue)},
 		{name: "refresh due", hook: h, prepare: aged(bob, refresh+time.Second), frame: got(inner{}), reason: reason("refresh"), check: stampedNow(bob)},
 		{name: "refreshed by vx_tc_decap a moment ago", hook: h, prepare: aged(bob, 0), frame: got(inner{}), reason: reason("refresh")},
 		{name: "refreshed before the hold", hook: h, prepare: aged(bob, 2*hold), frame: got(inner{}), reason: bpf.Fast},
@@ -921,7 +941,9 @@ var where = map[string][]bpf.Hook{
 	"bum":             {bpf.HookEncap, bpf.HookDecap, bpf.HookDeliver},
 	"src_unknown":     {bpf.HookEncap, bpf.HookDecap, bpf.HookDeliver},
 	"src_moved":       {bpf.HookEncap, bpf.HookDecap, bpf.HookDeliver},
+	"src_static":      {bpf.HookEncap, bpf.HookDecap, bpf.HookDeliver},
 	"refresh":         {bpf.HookEncap, bpf.HookDecap, bpf.HookDeliver},
+	"nd":              {bpf.HookEncap, bpf.HookDecap, bpf.HookDeliver},
 	"dst_unknown":     {bpf.HookEncap, bpf.HookDecap, bpf.HookDeliver},
 	"dst_local":       {bpf.HookEncap},
 	"dst_remote":      {bpf.HookDecap, bpf.HookDeliver},
@@ -1116,7 +1138,14 @@ func TestDecapECN(t *testing.T) {
 					l.reset(t)
 					b := received(inner{v6: v6, tos: 0xb8 | in}, func(o *outer) { o.ip.TOS = 0x28 | out })
 					verdict, got := l.frame(t, bpf.HookDecap, b)
-					if out == ce && in != ce || out == ect1 && in == ect0 {
+					if out == ce && in != 0 {
+						want := arrived(inner{v6: v6, tos: 0xb8 | ce}).frame()
+						if verdict != actRedirect || !bytes.Equal(got, want) {
+							t.Errorf("verdict %d, want %d and the inner frame marked (-want +got):\n%s", verdict, actRedirect, cmp.Diff(want, got))
+						}
+						return
+					}
+					if out == ce || out == ect1 && in == ect0 {
 						if verdict != actUnspec || !bytes.Equal(got, b) {
 							t.Errorf("verdict %d, want %d and the frame as it was: the kernel changes the inner ECN field", verdict, actUnspec)
 						}
@@ -1308,8 +1337,8 @@ func TestSequences(t *testing.T) {
 			{hook: bpf.HookEncap, frame: sent(inner{dst: dave}), want: "dst_unknown"},
 		}},
 		{"a static source elsewhere stays refused", nil, []move{
-			{hook: bpf.HookDecap, frame: received(inner{src: sue}), want: "src_moved"},
-			{hook: bpf.HookDecap, frame: received(inner{src: sue}), want: "src_moved"},
+			{hook: bpf.HookDecap, frame: received(inner{src: sue}), want: "src_static"},
+			{hook: bpf.HookDecap, frame: received(inner{src: sue}), want: "src_static"},
 			{hook: bpf.HookEncap, frame: sent(inner{src: sue}), want: "fast"},
 		}},
 		{"a silent destination comes back when it speaks", aged(alice, ageing+time.Second), []move{
@@ -1410,9 +1439,9 @@ func TestConstants(t *testing.T) {
 		held      bpf.Reason // what comes right behind an aggregate
 	}{
 		{"as built", nil, bpf.Fast, reason("in_order")},
-		{"no DECAP_L3_IPV6", map[string]any{"vx_have_decap6": uint8(0)}, reason("adjust_failed"), reason("in_order")},
+		{"no DECAP_L3", map[string]any{"vx_have_decap_l3": uint8(0)}, reason("adjust_failed"), reason("in_order")},
 		{"no hold", map[string]any{"vx_hold_ns": uint64(0)}, bpf.Fast, bpf.Fast},
-		{"neither", map[string]any{"vx_hold_ns": uint64(0), "vx_have_decap6": uint8(0)}, reason("adjust_failed"), bpf.Fast},
+		{"neither", map[string]any{"vx_hold_ns": uint64(0), "vx_have_decap_l3": uint8(0)}, reason("adjust_failed"), bpf.Fast},
 		{"a long hold", map[string]any{"vx_hold_ns": uint64(time.Second)}, bpf.Fast, reason("in_order")},
 	} {
 		t.Run(c.name, func(t *testing.T) {

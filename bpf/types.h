@@ -41,7 +41,7 @@ enum reason {
 	NO_VTEP,         /* entry without a usable outer header */
 	OUTER_CSUM,      /* outer UDP checksum that nobody has verified yet */
 	OUTER_MALFORMED, /* outer lengths, header checksum, or VXLAN flags that the kernel must judge */
-	OUTER_ECN,       /* outer ECN that must change the inner: RFC 6040 is the kernel's here */
+	OUTER_ECN,       /* outer ECN over which RFC 6040 drops, logs or makes ECT(0) ECT(1): the kernel's */
 	OUTER_NOT_LOCAL, /* our VNI, but not sent to our VTEP address */
 	AGGREGATE,       /* GRO aggregate: the vxlan device splits the tunnel state off */
 	IN_ORDER,        /* a frame of this MAC took the slow path a moment ago: do not overtake */
@@ -49,6 +49,9 @@ enum reason {
 	TRUNCATED,       /* headers not there */
 	NOT_READY,       /* the daemon keeps this port or network on the slow path, `vxbpf status` says why */
 	DROP_BROKEN,     /* a helper failed after the packet was changed: cannot be returned */
+	SRC_STATIC, /* the inner source MAC is static elsewhere: the kernel refuses it, or forwards and does not learn
+	             */
+	ND,         /* IPv6 neighbour discovery: the bridge may answer in the neighbour's place */
 	REASON_MAX = 64,
 };
 
@@ -65,8 +68,8 @@ enum entry_flag {
 
 /* vx_fdb: one compare of 8 bytes. */
 struct fdb_key {
-	__u16 net; /* host order, from vx_vni or vx_port */
-	__u8 mac[6];
+	__u64 word; /* lower 16 bits: network, from vx_vni or vx_port; then the MAC address as its bytes lie in a frame
+	             */
 };
 
 /* The first 8 bytes are read as one: the element may be given to another key under a running program. */
@@ -87,15 +90,19 @@ struct vni_key {
 };
 
 enum place_flag {
-	PLACE_OFF = 1, /* count, but leave every packet to the kernel */
+	PLACE_OFF = 1,   /* count, but leave every packet to the kernel */
+	PLACE_V6 = 2,    /* network: the outer packets are IPv6 */
+	PLACE_ZERO6 = 4, /* network: an outer UDP checksum of 0 is fine over IPv6 (RFC 6935) */
 };
 
 struct network {
 	__u16 net;
-	__u16 flags;   /* enum place_flag */
-	__be32 local;  /* IPv4 address of our VTEP */
-	__u64 refresh; /* ns: show the kernel a frame of each MAC this often */
-	__u64 ageing;  /* ns: the kernel's ageing time; 0: never */
+	__u16 flags; /* enum place_flag */
+	__u16 mss;   /* as in struct port */
+	__u16 pad;
+	__be32 local[4]; /* address of our VTEP; IPv4 in the first word, the others 0 */
+	__u64 refresh;   /* ns: show the kernel a frame of each MAC this often */
+	__u64 ageing;    /* ns: the kernel's ageing time; 0: never */
 };
 
 /* vx_port: by ifindex; bridge ports, the bridge device, the vxlan device. */
@@ -104,40 +111,48 @@ struct port {
 	__u16 mtu;   /* bytes after the Ethernet header that the vxlan device takes */
 	__be32 vni;  /* as on the wire: upper 24 bits */
 	__u32 flags; /* enum place_flag */
-	__u32 pad;
+	__u16 mss;   /* bytes: largest TCP segment plus its IP and TCP headers that a SYN may announce; 0: any */
+	__u16 pad;
 	__u64 refresh;
 	__u64 ageing;
 };
 
-/* The 50 bytes that encapsulation adds in front, outer IPv4 (RFC 7348 section 5). */
-struct outer4 {
-	struct ethhdr eth;
-	struct iphdr ip;
-	struct udphdr udp;
-	struct vxlanhdr vxlan;
-} __attribute__((packed));
-
 enum vtep_flag {
-	VTEP_READY = 1, /* the template may be used */
-	VTEP_MACS = 2,  /* both Ethernet addresses are right while the lease lasts */
+	VTEP_READY = 1,       /* the template may be used */
+	VTEP_MACS = 2,        /* both Ethernet addresses are right while the lease lasts */
+	VTEP_V6 = 4,          /* the outer packet is IPv6 */
+	VTEP_TTL_INHERIT = 8, /* TTL, TOS, don't-fragment from the inner packet */
+	VTEP_TOS_INHERIT = 16,
+	VTEP_DF_INHERIT = 32,
+	VTEP_TTL_AUTO = 64,  /* the TTL is the system's or the route's; for the daemon that takes the map over */
+	VTEP_SRC_AUTO = 128, /* so is the source address */
 };
 
-/* vx_vtep: by index. The first 64 bytes are what encapsulation reads. */
+/* vx_vtep: by index. Over IPv4, the first cache line's worth is what encapsulation reads. */
 struct vtep {
-	__u8 outer[50];   /* struct outer4, with everything that does not change per packet */
 	__u16 flags;      /* enum vtep_flag */
 	__u16 mtu;        /* path MTU in bytes, outer IP header included */
 	__u16 port_min;   /* UDP source port range, host order */
 	__u16 port_range; /* maximum less minimum */
-	__u16 csum;       /* folded one's complement sum of the constant words of the IPv4 header */
 	__u32 ifindex;    /* egress device */
-	__be32 remote;    /* IPv4 address */
-	__u32 pad;
+	__u16 csum;       /* folded one's complement sum of the template's IPv4 header, TOS and TTL taken as 0 */
+	__u8 tos;         /* outer TOS or traffic class where it is not inherited; the ECN bits are 0 */
+	__u8 ttl;         /* where it is not inherited, or the inner packet has 0 */
+	__u8 outer[62]; /* Ethernet, IP and UDP of struct outer6, or 42 bytes of struct outer4: all that is constant */
+	__u16 pad;
+	__be32 remote[4]; /* as network.local */
+	__u32 oif;        /* the device that the route was asked for, 0: any; for the daemon that takes the map over */
+	__u32 pad2;
 };
 
-/* vx_control: index 0. */
+enum control_key {
+	CONTROL_LEASE,   /* the daemon writes: until then it vouches for MACs and static entries */
+	CONTROL_TOO_BIG, /* programs write: when the underlay last said that a packet was too big */
+	CONTROL_MAX,
+};
+
 struct control {
-	__u64 lease; /* ns, CLOCK_MONOTONIC_COARSE: until then the daemon vouches for MACs and static entries */
+	__u64 at; /* ns, CLOCK_MONOTONIC_COARSE */
 };
 
 struct counter {
@@ -148,6 +163,9 @@ struct counter {
 _Static_assert(sizeof(struct fdb_key) == 8, "fdb_key has padding");
 _Static_assert(sizeof(struct vni_key) == 8, "vni_key has padding");
 _Static_assert(sizeof(struct fdb_entry) == 24, "fdb_entry layout");
-_Static_assert(sizeof(struct outer4) == 50, "outer header is 50 bytes");
-_Static_assert(sizeof(struct vtep) == 72, "vtep layout");
+_Static_assert(sizeof(struct ethhdr) == 14 && sizeof(struct iphdr) == 20 && sizeof(struct ipv6hdr) == 40 &&
+                       sizeof(struct udphdr) == 8 && sizeof(struct vxlanhdr) == 8,
+               "headers as on the wire");
+_Static_assert(sizeof(struct network) == 40, "network layout");
+_Static_assert(sizeof(struct vtep) == 104, "vtep layout");
 _Static_assert(__builtin_offsetof(struct __sk_buff, gso_size) == 176, "tc context as in linux/bpf.h");

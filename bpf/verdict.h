@@ -7,6 +7,10 @@
 
 #include "maps.h"
 
+/* ns */
+#define TOO_BIG_HOLD 3000000000LL
+#define TOO_BIG_EXPIRES 600000000000LL
+
 static __always_inline void count(__u32 net, enum hook hook, __u32 reason, __u32 packets, __u32 bytes)
 {
 	__u32 key = (net * HOOK_MAX + hook) * REASON_MAX + (reason & (REASON_MAX - 1));
@@ -21,8 +25,35 @@ static __always_inline void count(__u32 net, enum hook hook, __u32 reason, __u32
 /* The lease is good: a daemon followed the kernel within the last seconds. */
 static __always_inline int lease_fresh(__u64 now)
 {
-	__u32 zero = 0;
-	struct control *c = bpf_map_lookup_elem(&vx_control, &zero);
+	__u32 key = CONTROL_LEASE;
+	struct control *c = bpf_map_lookup_elem(&vx_control, &key);
 
-	return c && now < c->lease;
+	return c && now < c->at;
+}
+
+/* The underlay said that a packet was too big: some template's MTU is wrong from now on. */
+static __always_inline void too_big_now(__u64 now)
+{
+	__u32 key = CONTROL_TOO_BIG;
+	struct control *c = bpf_map_lookup_elem(&vx_control, &key);
+
+	if (c)
+		c->at = now;
+}
+
+/*
+ * May a path's MTU be smaller than its template says? The kernel learns it from
+ * the ICMP message, for 10 minutes (net.ipv4.route.mtu_expires); a living daemon
+ * asks for it within a second.
+ */
+static __always_inline int too_big_lately(__u64 now)
+{
+	__u32 key = CONTROL_TOO_BIG;
+	struct control *c = bpf_map_lookup_elem(&vx_control, &key);
+	__s64 age;
+
+	if (!c || !c->at)
+		return 0;
+	age = now - c->at;
+	return age < TOO_BIG_HOLD || (age < TOO_BIG_EXPIRES && !lease_fresh(now));
 }

@@ -14,9 +14,17 @@ import (
 )
 
 type vxControl struct {
-	_     structs.HostLayout
-	Lease uint64
+	_  structs.HostLayout
+	At uint64
 }
+
+type vxControlKey uint32
+
+const (
+	vxControlKeyCONTROL_LEASE   vxControlKey = 0
+	vxControlKeyCONTROL_TOO_BIG vxControlKey = 1
+	vxControlKeyCONTROL_MAX     vxControlKey = 2
+)
 
 type vxCounter struct {
 	_       structs.HostLayout
@@ -50,9 +58,8 @@ type vxFdbEntry struct {
 }
 
 type vxFdbKey struct {
-	_   structs.HostLayout
-	Net uint16
-	Mac [6]uint8
+	_    structs.HostLayout
+	Word uint64
 }
 
 type vxHook uint32
@@ -68,7 +75,9 @@ type vxNetwork struct {
 	_       structs.HostLayout
 	Net     uint16
 	Flags   uint16
-	Local   uint32
+	Mss     uint16
+	Pad     uint16
+	Local   [4]uint32
 	Refresh uint64
 	Ageing  uint64
 }
@@ -76,7 +85,9 @@ type vxNetwork struct {
 type vxPlaceFlag uint32
 
 const (
-	vxPlaceFlagPLACE_OFF vxPlaceFlag = 1
+	vxPlaceFlagPLACE_OFF   vxPlaceFlag = 1
+	vxPlaceFlagPLACE_V6    vxPlaceFlag = 2
+	vxPlaceFlagPLACE_ZERO6 vxPlaceFlag = 4
 )
 
 type vxPort struct {
@@ -85,7 +96,8 @@ type vxPort struct {
 	Mtu     uint16
 	Vni     uint32
 	Flags   uint32
-	Pad     uint32
+	Mss     uint16
+	Pad     uint16
 	Refresh uint64
 	Ageing  uint64
 }
@@ -121,6 +133,8 @@ const (
 	vxReasonTRUNCATED       vxReason = 25
 	vxReasonNOT_READY       vxReason = 26
 	vxReasonDROP_BROKEN     vxReason = 27
+	vxReasonSRC_STATIC      vxReason = 28
+	vxReasonND              vxReason = 29
 	vxReasonREASON_MAX      vxReason = 64
 )
 
@@ -133,47 +147,58 @@ type vxVniKey struct {
 
 type vxVtep struct {
 	_         structs.HostLayout
-	Outer     [50]uint8
 	Flags     uint16
 	Mtu       uint16
 	PortMin   uint16
 	PortRange uint16
-	Csum      uint16
 	Ifindex   uint32
-	Remote    uint32
-	Pad       uint32
+	Csum      uint16
+	Tos       uint8
+	Ttl       uint8
+	Outer     [62]uint8
+	Pad       uint16
+	Remote    [4]uint32
+	Oif       uint32
+	Pad2      uint32
 }
 
 type vxVtepFlag uint32
 
 const (
-	vxVtepFlagVTEP_READY vxVtepFlag = 1
-	vxVtepFlagVTEP_MACS  vxVtepFlag = 2
+	vxVtepFlagVTEP_READY       vxVtepFlag = 1
+	vxVtepFlagVTEP_MACS        vxVtepFlag = 2
+	vxVtepFlagVTEP_V6          vxVtepFlag = 4
+	vxVtepFlagVTEP_TTL_INHERIT vxVtepFlag = 8
+	vxVtepFlagVTEP_TOS_INHERIT vxVtepFlag = 16
+	vxVtepFlagVTEP_DF_INHERIT  vxVtepFlag = 32
+	vxVtepFlagVTEP_TTL_AUTO    vxVtepFlag = 64
+	vxVtepFlagVTEP_SRC_AUTO    vxVtepFlag = 128
 )
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	vxMapVxControl      = "vx_control"
-	vxMapVxCount        = "vx_count"
-	vxMapVxFdb          = "vx_fdb"
-	vxMapVxPort         = "vx_port"
-	vxMapVxVni          = "vx_vni"
-	vxMapVxVtep         = "vx_vtep"
-	vxProgVxTcDecap     = "vx_tc_decap"
-	vxProgVxTcDeliver   = "vx_tc_deliver"
-	vxProgVxTcEncap     = "vx_tc_encap"
-	vxProgVxTcMoved     = "vx_tc_moved"
-	vxVarVxBtfEntryFlag = "vx_btf_entry_flag"
-	vxVarVxBtfHook      = "vx_btf_hook"
-	vxVarVxBtfKind      = "vx_btf_kind"
-	vxVarVxBtfPlaceFlag = "vx_btf_place_flag"
-	vxVarVxBtfReason    = "vx_btf_reason"
-	vxVarVxBtfVtepFlag  = "vx_btf_vtep_flag"
-	vxVarVxHashSeed     = "vx_hash_seed"
-	vxVarVxHaveDecap6   = "vx_have_decap6"
-	vxVarVxHoldNs       = "vx_hold_ns"
+	vxMapVxControl       = "vx_control"
+	vxMapVxCount         = "vx_count"
+	vxMapVxFdb           = "vx_fdb"
+	vxMapVxPort          = "vx_port"
+	vxMapVxVni           = "vx_vni"
+	vxMapVxVtep          = "vx_vtep"
+	vxProgVxTcDecap      = "vx_tc_decap"
+	vxProgVxTcDeliver    = "vx_tc_deliver"
+	vxProgVxTcEncap      = "vx_tc_encap"
+	vxProgVxTcMoved      = "vx_tc_moved"
+	vxVarVxBtfControlKey = "vx_btf_control_key"
+	vxVarVxBtfEntryFlag  = "vx_btf_entry_flag"
+	vxVarVxBtfHook       = "vx_btf_hook"
+	vxVarVxBtfKind       = "vx_btf_kind"
+	vxVarVxBtfPlaceFlag  = "vx_btf_place_flag"
+	vxVarVxBtfReason     = "vx_btf_reason"
+	vxVarVxBtfVtepFlag   = "vx_btf_vtep_flag"
+	vxVarVxHashSeed      = "vx_hash_seed"
+	vxVarVxHaveDecapL3   = "vx_have_decap_l3"
+	vxVarVxHoldNs        = "vx_hold_ns"
 )
 
 // loadVx returns the embedded CollectionSpec for vx.
@@ -240,15 +265,16 @@ type vxMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type vxVariableSpecs struct {
-	VxBtfEntryFlag *ebpf.VariableSpec `ebpf:"vx_btf_entry_flag"`
-	VxBtfHook      *ebpf.VariableSpec `ebpf:"vx_btf_hook"`
-	VxBtfKind      *ebpf.VariableSpec `ebpf:"vx_btf_kind"`
-	VxBtfPlaceFlag *ebpf.VariableSpec `ebpf:"vx_btf_place_flag"`
-	VxBtfReason    *ebpf.VariableSpec `ebpf:"vx_btf_reason"`
-	VxBtfVtepFlag  *ebpf.VariableSpec `ebpf:"vx_btf_vtep_flag"`
-	VxHashSeed     *ebpf.VariableSpec `ebpf:"vx_hash_seed"`
-	VxHaveDecap6   *ebpf.VariableSpec `ebpf:"vx_have_decap6"`
-	VxHoldNs       *ebpf.VariableSpec `ebpf:"vx_hold_ns"`
+	VxBtfControlKey *ebpf.VariableSpec `ebpf:"vx_btf_control_key"`
+	VxBtfEntryFlag  *ebpf.VariableSpec `ebpf:"vx_btf_entry_flag"`
+	VxBtfHook       *ebpf.VariableSpec `ebpf:"vx_btf_hook"`
+	VxBtfKind       *ebpf.VariableSpec `ebpf:"vx_btf_kind"`
+	VxBtfPlaceFlag  *ebpf.VariableSpec `ebpf:"vx_btf_place_flag"`
+	VxBtfReason     *ebpf.VariableSpec `ebpf:"vx_btf_reason"`
+	VxBtfVtepFlag   *ebpf.VariableSpec `ebpf:"vx_btf_vtep_flag"`
+	VxHashSeed      *ebpf.VariableSpec `ebpf:"vx_hash_seed"`
+	VxHaveDecapL3   *ebpf.VariableSpec `ebpf:"vx_have_decap_l3"`
+	VxHoldNs        *ebpf.VariableSpec `ebpf:"vx_hold_ns"`
 }
 
 // vxObjects contains all objects after they have been loaded into the kernel.
@@ -294,15 +320,16 @@ func (m *vxMaps) Close() error {
 //
 // It can be passed to loadVxObjects or ebpf.CollectionSpec.LoadAndAssign.
 type vxVariables struct {
-	VxBtfEntryFlag *ebpf.Variable `ebpf:"vx_btf_entry_flag"`
-	VxBtfHook      *ebpf.Variable `ebpf:"vx_btf_hook"`
-	VxBtfKind      *ebpf.Variable `ebpf:"vx_btf_kind"`
-	VxBtfPlaceFlag *ebpf.Variable `ebpf:"vx_btf_place_flag"`
-	VxBtfReason    *ebpf.Variable `ebpf:"vx_btf_reason"`
-	VxBtfVtepFlag  *ebpf.Variable `ebpf:"vx_btf_vtep_flag"`
-	VxHashSeed     *ebpf.Variable `ebpf:"vx_hash_seed"`
-	VxHaveDecap6   *ebpf.Variable `ebpf:"vx_have_decap6"`
-	VxHoldNs       *ebpf.Variable `ebpf:"vx_hold_ns"`
+	VxBtfControlKey *ebpf.Variable `ebpf:"vx_btf_control_key"`
+	VxBtfEntryFlag  *ebpf.Variable `ebpf:"vx_btf_entry_flag"`
+	VxBtfHook       *ebpf.Variable `ebpf:"vx_btf_hook"`
+	VxBtfKind       *ebpf.Variable `ebpf:"vx_btf_kind"`
+	VxBtfPlaceFlag  *ebpf.Variable `ebpf:"vx_btf_place_flag"`
+	VxBtfReason     *ebpf.Variable `ebpf:"vx_btf_reason"`
+	VxBtfVtepFlag   *ebpf.Variable `ebpf:"vx_btf_vtep_flag"`
+	VxHashSeed      *ebpf.Variable `ebpf:"vx_hash_seed"`
+	VxHaveDecapL3   *ebpf.Variable `ebpf:"vx_have_decap_l3"`
+	VxHoldNs        *ebpf.Variable `ebpf:"vx_hold_ns"`
 }
 
 // vxPrograms contains all programs after they have been loaded into the kernel.

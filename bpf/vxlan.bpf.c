@@ -17,6 +17,7 @@
 #include "headers/bpf_helpers.h"
 #include "kernel.h"
 #include "maps.h"
+#include "mss.h"
 #include "parse.h"
 #include "types.h"
 #include "verdict.h"
@@ -63,8 +64,9 @@ static __always_inline int source_check(struct fdb_key *key, struct fdb_entry *s
                                         __u64 now, __u64 refresh)
 {
 	if (!here) {
-		if (!(at.flags & ENTRY_STATIC))
-			bpf_map_delete_elem(&vx_fdb, key);
+		if (at.flags & ENTRY_STATIC)
+			return -SRC_STATIC;
+		bpf_map_delete_elem(&vx_fdb, key);
 		return -SRC_MOVED;
 	}
 	if (sure && !(at.flags & ENTRY_STATIC) && older(src->seen, now, refresh)) {
@@ -82,15 +84,51 @@ static __always_inline int usable(const struct fdb_entry *e, struct place at, __
 	return ageing && older(e->seen, now, ageing) ? -DST_AGED : 0;
 }
 
-static __always_inline void fdb_key_set(struct fdb_key *key, __u16 net, const __u8 *mac)
-{
-	key->net = net;
-	__builtin_memcpy(key->mac, mac, sizeof(key->mac));
-}
-
 static __always_inline int is_ip(__be16 proto)
 {
 	return proto == bpf_htons(ETH_P_IP) || proto == bpf_htons(ETH_P_IPV6);
+}
+
+/* The smallest path MTU that the kernel learns: ip_rt_min_pmtu, IPV6_MIN_MTU. */
+#define MTU_SURE(v6) ((v6) ? 1280 : 552)
+
+/* The outer header on, and out. `v6` is a constant. Returns a tc verdict (>= 0) or a negative reason. */
+static __always_inline int send(struct __sk_buff *skb, struct frame *f, const struct port *port, struct vtep *v,
+                                __u16 flags, __be16 proto, __u32 gso_size, __u64 now, const int v6)
+{
+	struct inner in;
+	__u32 len;
+	int err;
+
+	err = inner_read(f, sizeof(struct ethhdr), proto, &in);
+	if (err)
+		return err;
+	if (is_nd(skb, sizeof(struct ethhdr), &in))
+		return -ND;
+	len = skb->len;
+	if (gso_size) {
+		err = gso_frame_len(skb, f, proto, gso_size, &len);
+		if (err)
+			return err;
+	}
+	/* What does not fit is the kernel's to fragment or to answer with "too big". */
+	if (len + OUTER_L3(v6) > v->mtu || len - sizeof(struct ethhdr) > port->mtu)
+		return -MTU;
+	if (len + OUTER_L3(v6) > MTU_SURE(v6) && too_big_lately(now))
+		return -MTU;
+	if (port->mss && !gso_size) {
+		mss_clamp(skb, port->mss);
+		frame_read(skb, f);
+	}
+	err = encap_push(skb, f, v, flags, port->vni, proto, &in, gso_size, v6);
+	if (err)
+		return err;
+	/* Both before and after the template was copied: its writer clears the flag around a change. */
+	flags &= *(volatile __u16 *)&v->flags;
+	if ((flags & VTEP_MACS) && lease_fresh(now))
+		return bpf_redirect(v->ifindex, 0);
+	/* Nobody vouches for the template's MAC addresses: the neighbour table is always right. */
+	return bpf_redirect_neigh(v->ifindex, 0, 0, 0);
 }
 
 /* From a bridge port towards a VTEP. Returns a tc verdict (>= 0) or a negative reason. */
@@ -99,28 +137,25 @@ static __always_inline int encap(struct __sk_buff *skb, const struct port *port)
 	__u32 gso_size = skb->gso_size; /* once: clang would keep a pointer to the field, which the verifier refuses */
 	struct fdb_entry *src, *dst;
 	struct fdb_key key;
-	struct ethhdr *eth;
-	__u16 flags, mtu;
 	struct place at;
 	struct vtep *v;
 	struct frame f;
-	__be16 proto;
+	struct l2 eth;
+	__u16 flags;
 	__u64 now;
-	__u32 len;
-	__u8 tos;
 	int err;
 
 	if (port->flags & PLACE_OFF)
 		return -NOT_READY;
 	if (skb->vlan_present)
 		return -VLAN_TAG;
-	err = frame_need(skb, &f, sizeof(*eth) + sizeof(struct iphdr));
+	err = frame_need(skb, &f, sizeof(struct ethhdr) + sizeof(struct iphdr));
 	if (err)
 		return err;
-	eth = f.data;
+	eth = l2_read(f.data);
 	now = bpf_ktime_get_coarse_ns();
 
-	fdb_key_set(&key, port->net, eth->h_source);
+	key = key_of_src(port->net, eth);
 	src = bpf_map_lookup_elem(&vx_fdb, &key);
 	if (!src)
 		return -SRC_UNKNOWN;
@@ -128,13 +163,12 @@ static __always_inline int encap(struct __sk_buff *skb, const struct port *port)
 	err = source_check(&key, src, at, at.kind != KIND_REMOTE && at.to == skb->ifindex, 1, now, port->refresh);
 	if (err)
 		return err;
-	if (mac_is_multicast(eth->h_dest))
+	if (l2_is_multicast(eth))
 		return -BUM;
-	proto = eth->h_proto;
-	if (!is_ip(proto))
+	if (!is_ip(eth.proto))
 		return -NOT_IP;
 
-	fdb_key_set(&key, port->net, eth->h_dest);
+	key = key_of_dst(port->net, eth);
 	dst = bpf_map_lookup_elem(&vx_fdb, &key);
 	if (!dst)
 		return -DST_UNKNOWN;
@@ -151,35 +185,14 @@ static __always_inline int encap(struct __sk_buff *skb, const struct port *port)
 	if (!(flags & VTEP_READY))
 		return -NO_VTEP;
 
-	if (proto == bpf_htons(ETH_P_IPV6)) {
-		err = frame_need(skb, &f, sizeof(*eth) + sizeof(struct ipv6hdr));
+	if (eth.proto == bpf_htons(ETH_P_IPV6)) {
+		err = frame_need(skb, &f, sizeof(struct ethhdr) + sizeof(struct ipv6hdr));
 		if (err)
 			return err;
 	}
-	err = inner_tos(&f, sizeof(*eth), proto, &tos);
-	if (err)
-		return err;
-
-	len = skb->len;
-	if (gso_size) {
-		err = gso_frame_len(skb, &f, proto, gso_size, &len);
-		if (err)
-			return err;
-	}
-	/* What does not fit is the kernel's to fragment or to answer with "too big". */
-	mtu = v->mtu;
-	if (len + OUTER4_L3 > mtu || len - sizeof(*eth) > port->mtu)
-		return -MTU;
-
-	err = encap4(skb, &f, v, port->vni, proto, tos, gso_size);
-	if (err)
-		return err;
-	/* Both before and after the template was copied: its writer clears the flag around a change. */
-	flags &= *(volatile __u16 *)&v->flags;
-	if ((flags & VTEP_MACS) && lease_fresh(now))
-		return bpf_redirect(v->ifindex, 0);
-	/* Nobody vouches for the template's MAC addresses: the neighbour table is always right. */
-	return bpf_redirect_neigh(v->ifindex, 0, 0, 0);
+	if (flags & VTEP_V6)
+		return send(skb, &f, port, v, flags, eth.proto, gso_size, now, 1);
+	return send(skb, &f, port, v, flags, eth.proto, gso_size, now, 0);
 }
 
 /* Hand a decapsulated frame to a local port. Returns a tc verdict. */
@@ -194,55 +207,97 @@ static __always_inline int deliver(struct __sk_buff *skb, struct place at)
 	return bpf_redirect(at.to, at.kind == KIND_HOST ? BPF_F_INGRESS : 0);
 }
 
+/* Does a router or the other host say that a packet of ours was too big (RFC 792, RFC 4443)? `outer` is an IP packet.
+ */
+static __always_inline int is_too_big(const void *outer, const int v6)
+{
+	/* Type and code stand where UDP has its source port. */
+	const struct udphdr *l4 = outer + sizeof(struct ethhdr) + OUTER_IP(v6);
+	const struct ipv6hdr *ip6 = outer + sizeof(struct ethhdr);
+	const struct iphdr *ip4 = outer + sizeof(struct ethhdr);
+
+	if (v6)
+		return ip6->nexthdr == IPPROTO_ICMPV6 && l4->source == bpf_htons(0x0200);
+	return ip4->version_ihl == 0x45 && ip4->protocol == IPPROTO_ICMP && l4->source == bpf_htons(0x0304);
+}
+
 /*
  * From the underlay. `net` is set as soon as the packet is known to be ours.
  * Returns a tc verdict (>= 0) or a negative reason; with `net` still 0 the
- * packet is not VXLAN of ours, and not counted.
+ * packet is not VXLAN of ours, and not counted. `v6` is a constant: the family
+ * of the outer packet.
  */
-static __always_inline int decap(struct __sk_buff *skb, __u32 *net)
+static __always_inline int decap(struct __sk_buff *skb, __u32 *net, const int v6)
 {
 	__u32 gso_size = skb->gso_size, len = skb->len;
+	int err, outer, multicast, marks = 0;
 	struct fdb_entry *src, *dst;
-	int err, outer, multicast;
 	struct vni_key vkey = {};
+	struct vxlanhdr *vx;
+	struct udphdr *udp;
+	struct inner in = {};
+	struct ipv6hdr *ip6;
 	struct network *n;
-	struct ethhdr inner;
 	struct fdb_key key;
-	struct outer4 *o;
+	struct iphdr *ip4;
+	struct l2 inner;
+	__u8 outer_tos;
 	struct place at;
 	struct vtep *v;
 	struct frame f;
 	__u64 now;
-	__u8 tos;
+	int local;
 
 	multicast = skb->pkt_type == PACKET_MULTICAST;
-	if (skb->protocol != bpf_htons(ETH_P_IP) || (skb->pkt_type != PACKET_HOST && !multicast) || skb->vlan_present)
+	if ((skb->pkt_type != PACKET_HOST && !multicast) || skb->vlan_present)
 		return 0;
-	if (frame_need(skb, &f, OUTER4_LEN + sizeof(inner)))
+	if (frame_need(skb, &f, OUTER_LEN(v6) + sizeof(struct ethhdr)))
 		return 0;
-	o = f.data;
-	/* Fragments (all but "don't fragment" set) and IP options are reassembled and judged by the kernel. */
-	if (o->ip.version_ihl != 0x45 || o->ip.protocol != IPPROTO_UDP || (o->ip.frag_off & ~bpf_htons(0x4000)))
+	ip4 = f.data + sizeof(struct ethhdr);
+	ip6 = f.data + sizeof(struct ethhdr);
+	vx = f.data + OUTER_LEN(v6) - sizeof(*vx);
+	udp = (void *)vx - sizeof(*udp);
+	if (is_too_big(f.data, v6)) {
+		too_big_now(bpf_ktime_get_coarse_ns());
 		return 0;
-	if (!(o->vxlan.flags & VXLAN_FLAG_I))
+	}
+	/*
+	 * Fragments (all but "don't fragment" set), IP options and extension headers are reassembled and judged by the
+	 * kernel.
+	 */
+	if (v6) {
+		if ((ip6->version_class_label & bpf_htonl(0xf0000000)) != bpf_htonl(0x60000000) ||
+		    ip6->nexthdr != IPPROTO_UDP)
+			return 0;
+	} else {
+		if (ip4->version_ihl != 0x45 || ip4->protocol != IPPROTO_UDP || (ip4->frag_off & ~bpf_htons(IP_DF)))
+			return 0;
+	}
+	if (!(vx->flags & VXLAN_FLAG_I))
 		return 0;
-	vkey.vni = bpf_ntohl(o->vxlan.vni) >> 8;
-	vkey.port = o->udp.dest;
+	vkey.vni = bpf_ntohl(vx->vni) >> 8;
+	vkey.port = udp->dest;
 	n = bpf_map_lookup_elem(&vx_vni, &vkey);
 	if (!n)
 		return 0;
 	*net = n->net;
 	if (n->flags & PLACE_OFF)
 		return -NOT_READY;
-	if (o->ip.daddr != n->local && !multicast)
+	if (v6)
+		local = (n->flags & PLACE_V6) && ip6->daddr[0] == n->local[0] && ip6->daddr[1] == n->local[1] &&
+		        ip6->daddr[2] == n->local[2] && ip6->daddr[3] == n->local[3];
+	else
+		local = !(n->flags & PLACE_V6) && ip4->daddr == n->local[0];
+	/* To a group: the kernel's anyway. But every frame of a known source shows where it lives. */
+	if (!local && !(multicast && !(n->flags & PLACE_V6) == !v6))
 		return -OUTER_NOT_LOCAL;
-	outer = outer4_check(skb, o, len, gso_size);
+	outer = outer_check(skb, f.data, len, gso_size, n->flags & PLACE_ZERO6, v6);
 	if (outer == -OUTER_MALFORMED)
 		return outer;
 
-	__builtin_memcpy(&inner, f.data + OUTER4_LEN, sizeof(inner));
+	inner = l2_read(f.data + OUTER_LEN(v6));
 	now = bpf_ktime_get_coarse_ns();
-	fdb_key_set(&key, n->net, inner.h_source);
+	key = key_of_src(n->net, inner);
 	src = bpf_map_lookup_elem(&vx_fdb, &key);
 	if (!src)
 		return -SRC_UNKNOWN;
@@ -250,32 +305,42 @@ static __always_inline int decap(struct __sk_buff *skb, __u32 *net)
 	v = 0;
 	if (at.kind == KIND_REMOTE)
 		v = bpf_map_lookup_elem(&vx_vtep, &at.to);
-	err = source_check(&key, src, at, v && v->remote == o->ip.saddr, outer == 0, now, n->refresh);
-	if (err == -SRC_MOVED)
+	if (v6)
+		local = v && v->remote[0] == ip6->saddr[0] && v->remote[1] == ip6->saddr[1] &&
+		        v->remote[2] == ip6->saddr[2] && v->remote[3] == ip6->saddr[3];
+	else
+		local = v && v->remote[0] == ip4->saddr;
+	err = source_check(&key, src, at, local, outer == 0, now, n->refresh);
+	if (err == -SRC_MOVED || err == -SRC_STATIC)
 		return err;
-	if (!err && (multicast || mac_is_multicast(inner.h_dest)))
+	if (!err && (multicast || l2_is_multicast(inner)))
 		return -BUM;
 	err = err ?: outer;
 	if (err)
 		goto slow;
-	if (!is_ip(inner.h_proto))
+	if (!is_ip(inner.proto))
 		return -NOT_IP;
-	if (o->ip.tos & ECN_MASK) {
-		/* Both families have what matters in the first two bytes. */
-		__u8 *ip = f.data + OUTER4_LEN + sizeof(inner);
+	outer_tos = v6 ? bpf_ntohl(ip6->version_class_label) >> 20 : ip4->tos;
+	if ((outer_tos & ECN_MASK) || inner.proto == bpf_htons(ETH_P_IPV6)) {
+		__u8 *ip = f.data + OUTER_LEN(v6) + sizeof(struct ethhdr);
 
-		if ((void *)(ip + 2) > f.end)
+		/* Both families have what matters in the first bytes: TOS or class; IPv6's next header. */
+		if ((void *)(ip + 7) > f.end)
 			return -TRUNCATED;
-		tos = inner.h_proto == bpf_htons(ETH_P_IP) ? ip[1] : ip[0] << 4 | ip[1] >> 4;
-		if (ecn_decap_changes(o->ip.tos, tos)) {
+		in.tos = inner.proto == bpf_htons(ETH_P_IP) ? ip[1] : ip[0] << 4 | ip[1] >> 4;
+		if (ecn_decap_judged(outer_tos, in.tos)) {
 			err = -OUTER_ECN;
 			goto slow;
 		}
+		marks = ecn_decap_marks(outer_tos, in.tos);
+		in.next = inner.proto == bpf_htons(ETH_P_IPV6) ? ip[6] : 0;
+		if (is_nd(skb, OUTER_LEN(v6) + sizeof(struct ethhdr), &in))
+			return -ND;
 	}
 	if (recent(src->slow, now))
 		return -IN_ORDER;
 
-	fdb_key_set(&key, n->net, inner.h_dest);
+	key = key_of_dst(n->net, inner);
 	dst = bpf_map_lookup_elem(&vx_fdb, &key);
 	if (!dst)
 		return -DST_UNKNOWN;
@@ -289,12 +354,17 @@ static __always_inline int decap(struct __sk_buff *skb, __u32 *net)
 		if (err)
 			return err;
 	}
-	if (len - OUTER4_LEN - sizeof(inner) > at.mtu)
+	if (len - OUTER_LEN(v6) - sizeof(struct ethhdr) > at.mtu)
 		return -MTU;
 
-	err = decap4(skb, &f, &inner);
+	err = decap_pull(skb, &f, inner, v6);
 	if (err)
 		return err;
+	/* Cannot fail on an ECT packet whose header is linear and unshared, as adjust_room left it. */
+	if (marks && bpf_skb_ecn_set_ce(skb) != 1)
+		return -DROP_BROKEN;
+	if (n->mss)
+		mss_clamp(skb, n->mss);
 	return deliver(skb, at);
 
 slow:
@@ -309,23 +379,25 @@ static __always_inline int from_vxlan(struct __sk_buff *skb, const struct port *
 {
 	struct fdb_entry *src, *dst;
 	struct fdb_key key;
-	struct ethhdr *eth;
 	struct place at;
 	struct frame f;
+	struct l2 eth;
 	__u64 now;
 	int err;
 
+	if (port->mss && !skb->gso_size && !skb->vlan_present)
+		mss_clamp(skb, port->mss);
 	if (port->flags & PLACE_OFF)
 		return -NOT_READY;
 	if (skb->vlan_present)
 		return -VLAN_TAG;
-	err = frame_need(skb, &f, sizeof(*eth));
+	err = frame_need(skb, &f, sizeof(struct ethhdr));
 	if (err)
 		return err;
-	eth = f.data;
+	eth = l2_read(f.data);
 	now = bpf_ktime_get_coarse_ns();
 
-	fdb_key_set(&key, port->net, eth->h_source);
+	key = key_of_src(port->net, eth);
 	src = bpf_map_lookup_elem(&vx_fdb, &key);
 	if (!src)
 		return -SRC_UNKNOWN;
@@ -337,12 +409,23 @@ static __always_inline int from_vxlan(struct __sk_buff *skb, const struct port *
 	/* vx_tc_decap just let a frame through for the kernel's sake: the bridge must see it too. */
 	if (!(at.flags & ENTRY_STATIC) && recent(src->seen, now))
 		return -REFRESH;
-	if (mac_is_multicast(eth->h_dest))
+	if (l2_is_multicast(eth))
 		return -BUM;
-	if (!is_ip(eth->h_proto))
+	if (!is_ip(eth.proto))
 		return -NOT_IP;
+	key = key_of_dst(port->net, eth);
+	if (eth.proto == bpf_htons(ETH_P_IPV6)) {
+		struct inner in;
 
-	fdb_key_set(&key, port->net, eth->h_dest);
+		/* A truncated header is the bridge's as well: it looks for neighbour discovery, too. */
+		err = bpf_skb_load_bytes(skb, sizeof(struct ethhdr) + __builtin_offsetof(struct ipv6hdr, nexthdr),
+		                         &in.next, 1);
+		if (err)
+			return -TRUNCATED;
+		if (is_nd(skb, sizeof(struct ethhdr), &in))
+			return -ND;
+	}
+
 	dst = bpf_map_lookup_elem(&vx_fdb, &key);
 	if (!dst)
 		return -DST_UNKNOWN;
@@ -355,7 +438,7 @@ static __always_inline int from_vxlan(struct __sk_buff *skb, const struct port *
 			return err;
 	}
 	/* The bridge lets an aggregate pass whatever its segments' size (is_skb_forwardable). */
-	if (!skb->gso_size && skb->len - sizeof(*eth) > at.mtu)
+	if (!skb->gso_size && skb->len - sizeof(struct ethhdr) > at.mtu)
 		return -MTU;
 	return deliver(skb, at);
 }
@@ -386,11 +469,21 @@ SEC("tc")
 int vx_tc_decap(struct __sk_buff *skb)
 {
 	__u32 packets = skb->gso_segs, bytes = skb->len, net = 0;
-	int ret = decap(skb, &net);
+	__be16 proto = skb->protocol;
+	int ret;
 
+	if (proto == bpf_htons(ETH_P_IP)) {
+		ret = decap(skb, &net, 0);
+		bytes -= OUTER_LEN(0);
+	} else if (proto == bpf_htons(ETH_P_IPV6)) {
+		ret = decap(skb, &net, 1);
+		bytes -= OUTER_LEN(1);
+	} else {
+		return TC_ACT_UNSPEC;
+	}
 	if (!net)
 		return TC_ACT_UNSPEC;
-	return conclude(net, HOOK_DECAP, ret, packets, bytes - OUTER4_LEN);
+	return conclude(net, HOOK_DECAP, ret, packets, bytes);
 }
 
 /* tc ingress of each vxlan device. */
@@ -407,9 +500,9 @@ int vx_tc_deliver(struct __sk_buff *skb)
 
 /*
  * tc egress of each vxlan device: what the kernel forwards to the other hosts
- * comes from here. A frame from a port that carries no program (yet: the daemon
- * is busy, or dead) shows only here that its source has moved. Counts nothing:
- * where there is a program at the port, that has.
+ * comes from here. SYNs are clamped, as vx_tc_encap does to its own. A frame from a port that carries no program (yet:
+ * the daemon is busy, or dead) shows only here that its source has moved. Counts nothing: where there is a program at
+ * the port, that has.
  */
 SEC("tc")
 int vx_tc_moved(struct __sk_buff *skb)
@@ -418,14 +511,18 @@ int vx_tc_moved(struct __sk_buff *skb)
 	struct port *port = bpf_map_lookup_elem(&vx_port, &ifindex);
 	struct fdb_entry *src;
 	struct fdb_key key;
-	struct ethhdr *eth;
 	struct place at;
 	struct frame f;
+	struct l2 eth;
 
-	if (!port || frame_need(skb, &f, sizeof(*eth)))
+	if (!port)
 		return TC_ACT_UNSPEC;
-	eth = f.data;
-	fdb_key_set(&key, port->net, eth->h_source);
+	if (port->mss && !skb->gso_size && !skb->vlan_present)
+		mss_clamp(skb, port->mss);
+	if (frame_need(skb, &f, sizeof(struct ethhdr)))
+		return TC_ACT_UNSPEC;
+	eth = l2_read(f.data);
+	key = key_of_src(port->net, eth);
 	src = bpf_map_lookup_elem(&vx_fdb, &key);
 	if (!src)
 		return TC_ACT_UNSPEC;
@@ -442,6 +539,7 @@ volatile const enum entry_kind vx_btf_kind;
 volatile const enum entry_flag vx_btf_entry_flag;
 volatile const enum place_flag vx_btf_place_flag;
 volatile const enum vtep_flag vx_btf_vtep_flag;
+volatile const enum control_key vx_btf_control_key;
 volatile const enum hook vx_btf_hook;
 volatile const enum reason vx_btf_reason;
 

@@ -116,6 +116,7 @@ type Daemon struct {
 	mine     map[ebpf.ProgramID]bool // programs known to be ours or not
 	refused  map[hook]string         // why a program could not be attached
 	full     bool                    // the FDB map refused an entry: said once
+	tooBig   time.Duration           // when the underlay last said that a packet was too big, as far as we followed it
 }
 
 // placed is an entry of the FDB map, with the outer header that it points to.
@@ -370,11 +371,6 @@ func (d *Daemon) number(cfg *config.Config, why string) error {
 			n.fallback = "datapath: kernel in the config"
 		case d.dp == nil:
 			n.fallback = why
-		case r.V6:
-			n.fallback = "IPv6 underlay: not on the fast path"
-			if n.cfg.Datapath == config.TC {
-				return cfg.ErrorAt(fmt.Sprintf("networks[%d].datapath", i), "datapath tc does not carry an IPv6 underlay", "use datapath: auto or kernel for this network")
-			}
 		}
 		if n.fallback != "" {
 			continue
@@ -552,6 +548,9 @@ func (d *Daemon) follow(ctx context.Context, events <-chan []kernel.Event) error
 				return err
 			}
 			d.tell("probe neighbours", d.vteps.keepAlive(d.view))
+			if err := d.followPathMTU(); err != nil {
+				return err
+			}
 		case <-full.C:
 			// Path MTUs are learnt without an event, and entries that a program
 			// removed may be right after all.
@@ -571,6 +570,17 @@ func (d *Daemon) follow(ctx context.Context, events <-chan []kernel.Event) error
 			d.tell("write state", d.state.write(d.opt.runDir()))
 		}
 	}
+}
+
+// followPathMTU asks for the routes again when the underlay said that a packet
+// was too big: the kernel learns a path MTU without an event.
+func (d *Daemon) followPathMTU() error {
+	at, err := d.dp.maps.Control.TooBig()
+	if err != nil || at == d.tooBig {
+		return err
+	}
+	d.tooBig = at
+	return d.vteps.updateAll(d.view)
 }
 
 // tell logs an error that the next round may well mend.
@@ -645,6 +655,10 @@ func (d *Daemon) handle(batch []kernel.Event) (again bool, err error) {
 		case kernel.QdiscChanged:
 			links = true
 		case kernel.NextHopChanged:
+			if d.view.nextHops, err = d.h.NextHops(); err != nil {
+				return again, err
+			}
+			links = true
 		case kernel.Overrun:
 			d.log.Warn("rtnetlink events were lost, reading everything again", "err", e.Err)
 			again = true
@@ -702,6 +716,9 @@ func (d *Daemon) resync() error {
 	for _, n := range neighbours {
 		v.neighbours[neighbourKey{n.Link, n.IP}] = n
 	}
+	if v.nextHops, err = d.h.NextHops(); err != nil {
+		return err
+	}
 	d.view = v
 	if d.sys, err = readSysctls(d.h); err != nil {
 		return err
@@ -750,9 +767,12 @@ func (d *Daemon) byID(id fdb.NetID) *network {
 // vtepKey is the outer header that a network uses towards a remote, as its vxlan link would make it.
 func (d *Daemon) vtepKey(n *network, remote netip.Addr) vxmaps.VTEPKey {
 	x := n.link.VXLAN
-	k := vxmaps.VTEPKey{Local: n.local, Remote: remote, Port: x.Port, TTL: uint8(x.TTL), Low: x.SrcLow, High: x.SrcHigh}
-	if k.TTL == 0 {
-		k.TTL = d.sys.ttl
+	k := vxmaps.VTEPKey{Local: x.Local, Remote: remote, OIF: uint32(x.Device), Port: x.Port, Low: x.SrcLow, High: x.SrcHigh,
+		TTL: uint8(x.TTL), TTLInherit: x.TTLInherit, TOS: uint8(x.TOS) &^ 3, TOSInherit: x.TOS == tosInherit}
+	if remote.Is6() {
+		k.FlowLabel = x.FlowLabel
+	} else {
+		k.DF = vxmaps.DF(x.DF)
 	}
 	if k.Low >= k.High {
 		k.Low, k.High = d.sys.low, d.sys.high
@@ -760,18 +780,16 @@ func (d *Daemon) vtepKey(n *network, remote netip.Addr) vxmaps.VTEPKey {
 	return k
 }
 
+// tosInherit is how the kernel writes "from the inner packet" into a TOS (IFLA_VXLAN_TOS).
+const tosInherit = 1
+
 // sysctls are the defaults that the vxlan device reads per packet.
 type sysctls struct {
-	ttl       uint8
 	low, high uint16
 }
 
 func readSysctls(h *kernel.Handle) (s sysctls, err error) {
-	if s.low, s.high, err = h.LocalPortRange(); err != nil {
-		return s, err
-	}
-	ttl, err := h.DefaultTTL()
-	s.ttl = uint8(ttl)
+	s.low, s.high, err = h.LocalPortRange()
 	return s, err
 }
 
@@ -800,11 +818,12 @@ func (d *Daemon) sync() error {
 			continue
 		}
 		age := n.ageing()
-		wantNets[n.key()] = vxmaps.Network{Net: n.id, Local: n.local, Ageing: age, Refresh: refresh(age), Off: off}
+		wantNets[n.key()] = vxmaps.Network{Net: n.id, Local: n.local, Ageing: age, Refresh: refresh(age), Off: off,
+			ZeroCsum6: n.link.VXLAN.UDPZeroCsum6RX}
 		port := vxmaps.Port{Net: n.id, VNI: n.cfg.VNI, MTU: mtu16(n.link.MTU), Ageing: age, Refresh: refresh(age), Off: off}
 		for _, l := range d.view.ports(n) {
 			p := port
-			ok, _ := d.view.fastPort(l)
+			ok, _ := d.view.fastPort(n, l)
 			p.Off = off || !ok
 			wantPorts[uint32(l.Index)] = p
 			wantHooks[hook{"vx_tc_encap", l.Index, false}] = l.Name
@@ -1059,7 +1078,7 @@ func (d *Daemon) publish() {
 		}
 		if n.fallback == "" {
 			for _, l := range d.view.ports(n) {
-				ok, why := d.view.fastPort(l)
+				ok, why := d.view.fastPort(n, l)
 				if ok && n.off != "" {
 					ok, why = false, n.off
 				}

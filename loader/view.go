@@ -23,6 +23,7 @@ type view struct {
 	// only the flood entries of the device, not looked at here, have several.
 	vxlanFDB   map[int]map[fdb.MAC]kernel.FDBEntry
 	neighbours map[neighbourKey]kernel.Neighbour
+	nextHops   map[uint32]kernel.NextHop
 	// tc is what others have put on devices that packets of the fast path would
 	// go around; by ifindex.
 	tc map[int]foreign
@@ -42,6 +43,7 @@ func newView() *view {
 		bridgeFDB:  map[int]map[fdb.MAC]kernel.FDBEntry{},
 		vxlanFDB:   map[int]map[fdb.MAC]kernel.FDBEntry{},
 		neighbours: map[neighbourKey]kernel.Neighbour{},
+		nextHops:   map[uint32]kernel.NextHop{},
 	}
 }
 
@@ -116,6 +118,9 @@ func (n *network) resolve(v *view) {
 	}
 	n.link = l
 	x := l.VXLAN
+	if x.Local.IsValid() {
+		n.local = x.Local
+	}
 	switch {
 	case l.Master != br.Index:
 		n.off = l.Name + " is not a port of " + br.Name
@@ -127,16 +132,14 @@ func (n *network) resolve(v *view) {
 		n.off = "bridge " + br.Name + " forgets at once (ageing 0)"
 	case br.Bridge.VLANFiltering:
 		n.off = "bridge " + br.Name + " filters VLANs"
-	case x.External || x.GBP || x.GPE || x.RemCsum || x.VNIFilter:
-		n.off = l.Name + " is in external, gbp, gpe, remcsum or vnifilter mode"
+	case x.External || x.GBP || x.GPE || x.RemCsum || x.VNIFilter || x.RSC:
+		n.off = l.Name + " is in external, gbp, gpe, remcsum, rsc or vnifilter mode"
 	case x.VNI != n.cfg.VNI || x.Port != n.cfg.Underlay.Port:
 		n.off = l.Name + " has another VNI or port than the config"
-	case x.TTLInherit:
-		n.off = l.Name + " inherits the TTL"
-	case x.TOS != 0:
-		n.off = l.Name + " sets a TOS"
-	case x.DF != 0:
-		n.off = l.Name + " sets don't-fragment"
+	case n.v6() && !x.UDPZeroCsum6TX:
+		n.off = l.Name + " sends UDP checksums over IPv6, which only the kernel computes (udp_checksum: false is carried by BPF)"
+	case !n.v6() && x.UDPCsum:
+		n.off = l.Name + " sends UDP checksums, which only the kernel computes"
 	default:
 		if ok, why := forwards(l); !ok {
 			n.off = why
@@ -152,10 +155,16 @@ func (n *network) resolve(v *view) {
 	}
 }
 
-// fastPort reports whether packets from and to a port may take the fast path.
-func (v *view) fastPort(l kernel.Link) (bool, string) {
+// v6 reports the family of the outer packets.
+func (n *network) v6() bool { return n.local.Is6() }
+
+// fastPort reports whether packets between a port and the vxlan link may take the fast path.
+func (v *view) fastPort(n *network, l kernel.Link) (bool, string) {
 	if ok, why := forwards(l); !ok {
 		return false, why
+	}
+	if l.Port.Isolated && n.link.Port != nil && n.link.Port.Isolated {
+		return false, l.Name + " and " + n.link.Name + " are isolated from each other"
 	}
 	if f := v.tc[l.Index].ingress; f != "" {
 		return false, l.Name + " carries another " + f
@@ -173,8 +182,6 @@ func forwards(l kernel.Link) (bool, string) {
 		return false, l.Name + " is down"
 	case p.State != kernel.PortForwarding:
 		return false, l.Name + " is not in forwarding state"
-	case p.Isolated:
-		return false, l.Name + " is isolated"
 	case p.Locked || p.MAB:
 		return false, l.Name + " is locked"
 	case p.VLANTunnel || p.BackupPort != 0:
@@ -222,7 +229,10 @@ func (v *view) entry(n *network, mac fdb.MAC, now time.Duration) (fdb.Entry, boo
 	}
 	if b.Link == n.link.Index {
 		d, ok := v.vxlanFDB[n.link.Index][mac]
-		if !ok || !d.Dst.Is4() || d.NextHop != 0 || d.IfIndex != 0 || d.VNI != 0 && d.VNI != n.cfg.VNI || d.Port != 0 && d.Port != n.cfg.Underlay.Port {
+		if d.NextHop != 0 {
+			d.Dst = v.gateway(d.NextHop)
+		}
+		if !ok || !d.Dst.IsValid() || d.Dst.Is6() != n.v6() || d.IfIndex != 0 || d.VNI != 0 && d.VNI != n.cfg.VNI || d.Port != 0 && d.Port != n.cfg.Underlay.Port {
 			return fdb.Entry{}, false
 		}
 		// Only where neither table ages: else the kernel must see a frame now and then.
@@ -233,16 +243,30 @@ func (v *view) entry(n *network, mac fdb.MAC, now time.Duration) (fdb.Entry, boo
 	if !ok || p.Master != n.bridge.Index {
 		return fdb.Entry{}, false
 	}
-	if ok, _ := v.fastPort(p); !ok {
+	if ok, _ := v.fastPort(n, p); !ok {
 		return fdb.Entry{}, false
 	}
-	e := fdb.Entry{Kind: fdb.Egress, Port: uint32(p.Index), MTU: mtu16(p.MTU), Static: b.Static || b.Extern, Seen: seen}
+	// A sticky entry ages, but no frame moves it: not ours to remove when its MAC shows elsewhere.
+	e := fdb.Entry{Kind: fdb.Egress, Port: uint32(p.Index), MTU: mtu16(p.MTU), Static: b.Static || b.Extern || b.Sticky, Seen: seen}
 	// bpf_redirect_peer drops where the other end is in this namespace, and goes
 	// around filters and shaping at the port's egress.
 	if p.Kind == "veth" && p.PeerElsewhere && v.tc[p.Index].egress == "" {
 		e.Kind = fdb.Peer
 	}
 	return e, true
+}
+
+// gateway is the one VTEP that a next hop object stands for, invalid if there
+// are several: then the kernel chooses per flow.
+func (v *view) gateway(id uint32) netip.Addr {
+	h := v.nextHops[id]
+	if len(h.Group) == 1 {
+		h = v.nextHops[h.Group[0]]
+	}
+	if !h.FDB {
+		return netip.Addr{}
+	}
+	return h.Gateway
 }
 
 // table is entry for every MAC of a network.

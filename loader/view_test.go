@@ -87,7 +87,20 @@ func TestEntry(t *testing.T) {
 			v.setFDB(kernel.FDBEntry{MAC: farMAC, Link: vxIndex, Self: true, Static: true, Dst: elseV})
 		},
 			farMAC, fdb.Entry{Kind: fdb.Remote, VTEP: elseV, Seen: now}},
-		{"next hop group", func(v *view) { edit(v, func(e *kernel.FDBEntry) { e.NextHop = 7 }) }, farMAC, fdb.Entry{}},
+		{"next hop that is gone", func(v *view) { edit(v, func(e *kernel.FDBEntry) { e.NextHop = 7 }) }, farMAC, fdb.Entry{}},
+		{"next hop", func(v *view) {
+			edit(v, func(e *kernel.FDBEntry) { e.NextHop, e.Dst = 7, netip.Addr{} })
+			v.nextHops = map[uint32]kernel.NextHop{7: {ID: 7, Gateway: elseV, FDB: true}}
+		}, farMAC, fdb.Entry{Kind: fdb.Remote, VTEP: elseV, Seen: now}},
+		{"next hop group of one", func(v *view) {
+			edit(v, func(e *kernel.FDBEntry) { e.NextHop, e.Dst = 9, netip.Addr{} })
+			v.nextHops = map[uint32]kernel.NextHop{7: {ID: 7, Gateway: elseV, FDB: true}, 9: {ID: 9, Group: []uint32{7}, FDB: true}}
+		}, farMAC, fdb.Entry{Kind: fdb.Remote, VTEP: elseV, Seen: now}},
+		{"next hop group of two", func(v *view) {
+			edit(v, func(e *kernel.FDBEntry) { e.NextHop, e.Dst = 9, netip.Addr{} })
+			v.nextHops = map[uint32]kernel.NextHop{7: {ID: 7, Gateway: elseV, FDB: true}, 8: {ID: 8, Gateway: farVTEP, FDB: true},
+				9: {ID: 9, Group: []uint32{7, 8}, FDB: true}}
+		}, farMAC, fdb.Entry{}},
 		{"another VNI", func(v *view) { edit(v, func(e *kernel.FDBEntry) { e.VNI = 7 }) }, farMAC, fdb.Entry{}},
 		{"another UDP port", func(v *view) { edit(v, func(e *kernel.FDBEntry) { e.Port = 7 }) }, farMAC, fdb.Entry{}},
 		{"through another device", func(v *view) { edit(v, func(e *kernel.FDBEntry) { e.IfIndex = 7 }) }, farMAC, fdb.Entry{}},
@@ -96,7 +109,14 @@ func TestEntry(t *testing.T) {
 			v.setFDB(kernel.FDBEntry{MAC: hereMAC, Link: vethIndex, Bridge: brIndex, Waiting: true})
 		}, hereMAC, fdb.Entry{}},
 		{"port blocking", func(v *view) { port(v, vethIndex, func(p *kernel.Port) { p.State = kernel.PortBlocking }) }, hereMAC, fdb.Entry{}},
-		{"port isolated", func(v *view) { port(v, vethIndex, func(p *kernel.Port) { p.Isolated = true }) }, hereMAC, fdb.Entry{}},
+		{"port isolated", func(v *view) { port(v, vethIndex, func(p *kernel.Port) { p.Isolated = true }) }, hereMAC,
+			fdb.Entry{Kind: fdb.Peer, Port: vethIndex, MTU: 1450, Seen: now - 3*time.Second}},
+		{"port and vxlan link isolated from each other", func(v *view) {
+			port(v, vethIndex, func(p *kernel.Port) { p.Isolated = true })
+			port(v, vxIndex, func(p *kernel.Port) { p.Isolated = true })
+		}, hereMAC, fdb.Entry{}},
+		{"sticky", func(v *view) { v.setFDB(kernel.FDBEntry{MAC: hereMAC, Link: vethIndex, Bridge: brIndex, Sticky: true}) }, hereMAC,
+			fdb.Entry{Kind: fdb.Peer, Port: vethIndex, MTU: 1450, Static: true, Seen: now}},
 		{"port locked", func(v *view) { port(v, vethIndex, func(p *kernel.Port) { p.Locked = true }) }, hereMAC, fdb.Entry{}},
 		{"port down", func(v *view) { link(v, vethIndex, func(l *kernel.Link) { l.Up = false }) }, hereMAC, fdb.Entry{}},
 		{"port of another bridge", func(v *view) { link(v, vethIndex, func(l *kernel.Link) { l.Master = 99 }) }, hereMAC, fdb.Entry{}},
@@ -150,11 +170,9 @@ func TestResolve(t *testing.T) {
 		"filters VLANs":                   set(brIndex, func(l *kernel.Link) { l.Bridge.VLANFiltering = true }),
 		"external":                        set(vxIndex, func(l *kernel.Link) { l.VXLAN.External = true }),
 		"another VNI or port":             set(vxIndex, func(l *kernel.Link) { l.VXLAN.VNI = 1 }),
-		"inherits the TTL":                set(vxIndex, func(l *kernel.Link) { l.VXLAN.TTLInherit = true }),
-		"sets a TOS":                      set(vxIndex, func(l *kernel.Link) { l.VXLAN.TOS = 1 }),
-		"sets don't-fragment":             set(vxIndex, func(l *kernel.Link) { l.VXLAN.DF = 1 }),
+		"sends UDP checksums":             set(vxIndex, func(l *kernel.Link) { l.VXLAN.UDPCsum = true }),
+		"sends UDP checksums over IPv6":   set(vxIndex, func(l *kernel.Link) { l.VXLAN.Local = netip.MustParseAddr("2001:db8::11") }),
 		"encap-mgmt is not in forwarding": set(vxIndex, func(l *kernel.Link) { l.Port.State = kernel.PortLearning }),
-		"encap-mgmt is isolated":          set(vxIndex, func(l *kernel.Link) { l.Port.Isolated = true }),
 	} {
 		v, n := sample()
 		change(v)

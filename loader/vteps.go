@@ -15,6 +15,8 @@ import (
 type paths interface {
 	RouteTo(dst netip.Addr, o kernel.RouteOptions) (kernel.Route, error)
 	ProbeNeighbour(dev int, ip netip.Addr) error
+	DefaultTTL() (int, error)
+	HopLimit(device string) (int, error)
 }
 
 // vteps keeps the outer headers right: one per VTEP and set of tunnel options,
@@ -115,7 +117,8 @@ func (t *vteps) sweep() error {
 func (t *vteps) update(i uint32, v *view) error {
 	e := t.byIdx[i]
 	e.why, e.macs = "", false
-	r, err := t.ask.RouteTo(e.key.Remote, kernel.RouteOptions{Src: e.key.Local})
+	// As the vxlan device asks. A TOS that is inherited is known per packet only: such packets all go the way of TOS 0.
+	r, err := t.ask.RouteTo(e.key.Remote, kernel.RouteOptions{Src: e.key.Local, Device: int(e.key.OIF), TOS: e.key.TOS, Port: e.key.Port})
 	if err != nil {
 		e.route = kernel.Route{}
 		e.why = err.Error()
@@ -133,6 +136,9 @@ func (t *vteps) update(i uint32, v *view) error {
 	case dev.MAC.IsZero():
 		e.why = dev.Name + " has no Ethernet header"
 	}
+	if e.why == "" && (!r.Src.IsValid() || r.Src.Is6() != e.key.Remote.Is6()) {
+		e.why = "no source address for " + e.key.Remote.String()
+	}
 	if e.why != "" {
 		return t.m.Clear(i)
 	}
@@ -143,7 +149,19 @@ func (t *vteps) update(i uint32, v *view) error {
 	if e.mtuCap > 0 && e.mtuCap < mtu {
 		mtu = e.mtuCap
 	}
-	val := maps.VTEP{VTEPKey: e.key, Device: uint32(dev.Index), SrcMAC: dev.MAC, MTU: mtu16(mtu)}
+	hops := r.HopLimit
+	if hops == 0 {
+		if e.key.Remote.Is6() {
+			hops, err = t.ask.HopLimit(dev.Name)
+		} else {
+			hops, err = t.ask.DefaultTTL()
+		}
+	}
+	if err != nil {
+		e.why = err.Error()
+		return t.m.Clear(i)
+	}
+	val := maps.VTEP{VTEPKey: e.key, Src: r.Src, HopLimit: uint8(hops), Device: uint32(dev.Index), SrcMAC: dev.MAC, MTU: mtu16(mtu)}
 	if n, ok := v.neighbours[neighbourKey{r.Device, r.NextHop}]; ok && n.Valid && !n.MAC.IsZero() {
 		val.DstMAC, val.MACs = n.MAC, true
 	}

@@ -69,7 +69,7 @@ func (f *FDB) All(vtep func(uint32) netip.Addr) (fdb.Table, error) {
 		if e.Kind == fdb.Remote {
 			e.VTEP, e.Port = vtep(v.To), 0
 		}
-		t[fdb.Key{Net: fdb.NetID(k.Net), MAC: k.Mac}] = e
+		t[fdb.Key{Net: fdb.NetID(k.Net()), MAC: k.MAC()}] = e
 	}
 	// An iteration that programs disturb by deletes may restart: what was read is a state that was true moments ago.
 	if err := it.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
@@ -78,4 +78,4 @@ func (f *FDB) All(vtep func(uint32) netip.Addr) (fdb.Table, error) {
 	return t, nil
 }
 
-func fdbKey(k fdb.Key) bpf.FDBKey { return bpf.FDBKey{Net: uint16(k.Net), Mac: k.MAC} }
+func fdbKey(k fdb.Key) bpf.FDBKey { return bpf.NewFDBKey(uint16(k.Net), k.MAC) }

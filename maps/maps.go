@@ -80,16 +80,25 @@ func Now() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// be32 is an IPv4 address as its four bytes lie in memory.
-func be32(a netip.Addr) uint32 {
-	b := a.As4()
-	return binary.NativeEndian.Uint32(b[:])
+// words is an address as its bytes lie in memory; IPv4 has the first word.
+func words(a netip.Addr) (w [4]uint32) {
+	var b [16]byte
+	copy(b[:], a.AsSlice())
+	for i := range w {
+		w[i] = binary.NativeEndian.Uint32(b[4*i:])
+	}
+	return w
 }
 
-func addr4(v uint32) netip.Addr {
-	var b [4]byte
-	binary.NativeEndian.PutUint32(b[:], v)
-	return netip.AddrFrom4(b)
+func addr(w [4]uint32, v6 bool) netip.Addr {
+	var b [16]byte
+	for i := range w {
+		binary.NativeEndian.PutUint32(b[4*i:], w[i])
+	}
+	if v6 {
+		return netip.AddrFrom16(b)
+	}
+	return netip.AddrFrom4([4]byte(b[:4]))
 }
 
 func be16(v uint16) uint16 {

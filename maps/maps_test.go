@@ -29,13 +29,13 @@ func mustMAC(t *testing.T, s string) fdb.MAC {
 func TestTemplate(t *testing.T) {
 	v := VTEP{
 		VTEPKey: VTEPKey{Local: netip.MustParseAddr("192.0.2.11"), Remote: netip.MustParseAddr("192.0.2.12"), Port: 4789, TTL: 5, Low: 32768, High: 60999},
-		Device:  7, SrcMAC: mustMAC(t, "02:00:00:00:00:01"), DstMAC: mustMAC(t, "02:00:00:00:00:02"), MACs: true, MTU: 1500,
+		Src:     netip.MustParseAddr("192.0.2.11"), Device: 7, SrcMAC: mustMAC(t, "02:00:00:00:00:01"), DstMAC: mustMAC(t, "02:00:00:00:00:02"), MACs: true, MTU: 1500,
 	}
 	b := v.Template()
 	want := "020000000002" + "020000000001" + "0800" + // Ethernet
-		"4500" + "0000" + "0000" + "0000" + "0511" + "0000" + "c000020b" + "c000020c" + // IPv4, RFC 791
+		"4500" + "0000" + "0000" + "0000" + "0011" + "0000" + "c000020b" + "c000020c" + // IPv4, RFC 791
 		"0000" + "12b5" + "0000" + "0000" + // UDP, RFC 768
-		"08000000" + "00000000" // VXLAN, RFC 7348 section 5
+		strings.Repeat("00", 20) // an IPv6 header is longer
 	if got := hex.EncodeToString(b.Outer[:]); got != want {
 		t.Errorf("template\n got %s\nwant %s", got, want)
 	}
@@ -138,7 +138,7 @@ func TestVTEPRoundTrip(t *testing.T) {
 	s := load(t)
 	v := VTEP{
 		VTEPKey: VTEPKey{Local: netip.MustParseAddr("192.0.2.11"), Remote: netip.MustParseAddr("192.0.2.12"), Port: 8472, TTL: 64, Low: 1024, High: 65535},
-		Device:  7, SrcMAC: mustMAC(t, "02:00:00:00:00:01"), DstMAC: mustMAC(t, "02:00:00:00:00:02"), MACs: true, MTU: 9000,
+		Src:     netip.MustParseAddr("192.0.2.11"), Device: 7, SrcMAC: mustMAC(t, "02:00:00:00:00:01"), DstMAC: mustMAC(t, "02:00:00:00:00:02"), MACs: true, MTU: 9000,
 	}
 	for _, step := range []func(){func() {}, func() { v.DstMAC[5] = 9 }, func() { v.MACs, v.DstMAC = false, fdb.MAC{} }} {
 		step()

@@ -23,6 +23,7 @@ type Port struct {
 	Net             fdb.NetID
 	VNI             fdb.VNI
 	MTU             uint16 // of the vxlan device, bytes after the Ethernet header
+	MSS             uint16 // as in Network
 	Ageing, Refresh time.Duration
 	Off             bool // count, but leave every packet to the kernel
 }
@@ -32,7 +33,7 @@ func (p *Ports) Put(ifindex uint32, v Port) error {
 	var vni [4]byte
 	binary.BigEndian.PutUint32(vni[:], uint32(v.VNI)<<8)
 	b := bpf.Port{Net: uint16(v.Net), Mtu: v.MTU, Vni: binary.NativeEndian.Uint32(vni[:]),
-		Refresh: uint64(v.Refresh), Ageing: uint64(v.Ageing)}
+		Mss: v.MSS, Refresh: uint64(v.Refresh), Ageing: uint64(v.Ageing)}
 	if v.Off {
 		b.Flags |= bpf.PlaceOff
 	}
@@ -59,7 +60,7 @@ func (p *Ports) All() (map[uint32]Port, error) {
 	for it.Next(&k, &v) {
 		var vni [4]byte
 		binary.NativeEndian.PutUint32(vni[:], v.Vni)
-		out[k] = Port{Net: fdb.NetID(v.Net), VNI: fdb.VNI(binary.BigEndian.Uint32(vni[:]) >> 8), MTU: v.Mtu,
+		out[k] = Port{Net: fdb.NetID(v.Net), VNI: fdb.VNI(binary.BigEndian.Uint32(vni[:]) >> 8), MTU: v.Mtu, MSS: v.Mss,
 			Ageing: time.Duration(v.Ageing), Refresh: time.Duration(v.Refresh), Off: v.Flags&bpf.PlaceOff != 0}
 	}
 	if err := it.Err(); err != nil {

@@ -208,6 +208,17 @@ func (h *Handle) DefaultTTL() (int, error) {
 	return int(n[0]), nil
 }
 
+// HopLimit returns the hop limit of IPv6 packets that leave by the device,
+// where sender and route ask for none (net.ipv6.conf.<device>.hop_limit; a
+// router's advertisement may have set it).
+func (h *Handle) HopLimit(device string) (int, error) {
+	n, err := h.sysctl("net/ipv6/conf/"+device+"/hop_limit", 1)
+	if err != nil {
+		return 0, fmt.Errorf("read hop limit of %s: %w", device, err)
+	}
+	return int(n[0]), nil
+}
+
 // sysctl reads a file of n 16-bit numbers under /proc/sys.
 func (h *Handle) sysctl(name string, n int) ([]uint16, error) {
 	var text []byte

@@ -3,6 +3,7 @@
 package kernel
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -18,6 +19,8 @@ var ErrNoRoute = errors.New("no route")
 type RouteOptions struct {
 	Src    netip.Addr // source address, one of the host's. Invalid: any
 	Device int        // ifindex the route must leave by. 0: any
+	TOS    uint8      // DSCP in the upper 6 bits, for rules and routes that look at it
+	Port   uint16     // UDP destination port in host order, for rules that look at it. 0: any protocol
 }
 
 // parseRoute reads the payload of the RTM_NEWROUTE message that answers a
@@ -42,8 +45,11 @@ func parseRoute(b []byte) (Route, error) {
 			via = d.addr(v[min(2, len(v)):])
 		case unix.RTA_METRICS:
 			for typ, v := range d.attrs(v) {
-				if typ == unix.RTAX_MTU {
+				switch typ {
+				case unix.RTAX_MTU:
 					r.MTU = int(d.u32(v))
+				case unix.RTAX_HOPLIMIT:
+					r.HopLimit = int(d.u32(v))
 				}
 			}
 		}
@@ -88,6 +94,11 @@ func (h *Handle) routeTo(dst netip.Addr, o RouteOptions) (Route, error) {
 	}
 	if o.Device != 0 {
 		parts = append(parts, nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(o.Device))))
+	}
+	head[3] = o.TOS &^ 3
+	if o.Port != 0 {
+		port := nl.NewRtAttr(unix.RTA_DPORT, binary.BigEndian.AppendUint16(nil, o.Port))
+		parts = append(parts, nl.NewRtAttr(unix.RTA_IP_PROTO, []byte{unix.IPPROTO_UDP}), port)
 	}
 	m, err := h.get(unix.RTM_GETROUTE, unix.RTM_NEWROUTE, parts...)
 	if err != nil {

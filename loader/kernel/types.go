@@ -160,6 +160,8 @@ type Route struct {
 	Src    netip.Addr // preferred source
 	// NextHop is the address to resolve: the gateway, or the destination itself when it is on link.
 	NextHop netip.Addr
-	MTU     int  // route or learnt path MTU in bytes, outer IP header included; 0: the device's
-	Local   bool // the destination is an address of this host
+	MTU     int // route or learnt path MTU in bytes, outer IP header included; 0: the device's
+	// HopLimit is the TTL that the route asks for; 0: the system's.
+	HopLimit int
+	Local    bool // the destination is an address of this host
 }

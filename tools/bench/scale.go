@@ -135,7 +135,7 @@ func newTable(b, gen *bed, f fill) (t *table, err error) {
 		set.Networks.Put(maps.NetworkKey{VNI: bedVNI, Port: vxlanPort}, maps.Network{Net: net, Local: hb.Address, Refresh: never}),
 		set.VTEPs.Put(vtep, maps.VTEP{
 			VTEPKey: maps.VTEPKey{Local: hb.Address, Remote: ha.Address, Port: vxlanPort, TTL: 5, Low: 32768, High: 61000},
-			Device:  uint32(under), SrcMAC: hb.MAC, DstMAC: ha.MAC, MACs: true, MTU: uint16(b.mtu),
+			Src:     hb.Address, Device: uint32(under), SrcMAC: hb.MAC, DstMAC: ha.MAC, MACs: true, MTU: uint16(b.mtu),
 		}),
 		set.Control.SetLease(maps.Forever))
 	if err != nil {
