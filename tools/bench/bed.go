@@ -68,6 +68,8 @@ type bed struct {
 	a, b Endpoint // of the first network's containers
 	fast []*fastHost
 
+	daemons [2]*testenv.Daemon // by host, nil without vxbpf
+
 	undo    []func() error
 	ping    *pinger
 	sniff   *counterProg
@@ -175,9 +177,11 @@ func (b *bed) load(ctx context.Context, binary string) error {
 			datapath = Kernel
 		}
 		g.Go(func() error {
-			if _, err := h.Start(ctx, testenv.StartOptions{Binary: binary, Config: b.config(h, datapath), Args: []string{"--log-level", "warn"}}); err != nil {
+			d, err := h.Start(ctx, testenv.StartOptions{Binary: binary, Config: b.config(h, datapath), Args: []string{"--log-level", "warn"}})
+			if err != nil {
 				return err
 			}
+			b.daemons[i] = d
 			return b.lab.AttachContainers(ctx, h.Name)
 		})
 	}

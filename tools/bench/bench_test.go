@@ -163,7 +163,7 @@ func TestSabotage(t *testing.T) {
 		{name: "bare claimed as kernel", workload: "udp_rr", only: []bedKind{bareBed, kernelBed}, actual: map[bedKind]bedKind{kernelBed: bareBed}, want: []string{"were not encapsulated"}, survivors: true},
 		{name: "tc without its programs", workload: "udp_app_64", only: []bedKind{bareBed, tcBed}, corrupt: func(_ *testing.T, b *bed) error {
 			for _, f := range b.fast {
-				if err := removePins(f); err != nil {
+				if err := removePins(b, f); err != nil {
 					return err
 				}
 			}
@@ -172,7 +172,7 @@ func TestSabotage(t *testing.T) {
 		{name: "half of tc", workload: "decap_64", only: []bedKind{genBed, bareBed, tcBed}, corrupt: func(_ *testing.T, b *bed) error {
 			for _, f := range b.fast {
 				for _, p := range []string{"vx_tc_decap-*", "vx_tc_deliver-*"} {
-					if err := removePins(f, p); err != nil {
+					if err := removePins(b, f, p); err != nil {
 						return err
 					}
 				}
@@ -223,8 +223,16 @@ func lossy(t *testing.T, n int32) *counterProg {
 	return p
 }
 
-// removePins takes programs off behind the daemon's back.
-func removePins(f *fastHost, patterns ...string) error {
+// removePins takes programs off. The daemon, which would put them back at the next event, goes first.
+func removePins(b *bed, f *fastHost, patterns ...string) error {
+	for i, h := range b.lab.Hosts {
+		if h == f.Host && b.daemons[i] != nil {
+			if err := b.daemons[i].Kill(); err != nil {
+				return err
+			}
+			b.daemons[i] = nil
+		}
+	}
 	if len(patterns) == 0 {
 		patterns = []string{"*"}
 	}
