@@ -27,7 +27,7 @@ type checker struct {
 	names, bridges, links, devices map[string]taken
 	vnis                           map[vniPort]taken
 	addresses, locals              map[netip.Addr]taken
-	lowTTL                         map[pos]bool // already reported
+	said                           map[pos]bool // values that do not suit some network: reported once
 }
 
 // taken says who has a name.
@@ -49,7 +49,7 @@ func (c *checker) fail(s where, hint, format string, args ...any) {
 func (c *checker) config(raw *rawConfig) *Config {
 	c.raw = raw
 	c.names, c.bridges, c.links, c.devices = map[string]taken{}, map[string]taken{}, map[string]taken{}, map[string]taken{}
-	c.vnis, c.lowTTL = map[vniPort]taken{}, map[pos]bool{}
+	c.vnis, c.said = map[vniPort]taken{}, map[pos]bool{}
 	c.addresses, c.locals = map[netip.Addr]taken{}, map[netip.Addr]taken{}
 
 	u := &raw.Underlay
@@ -58,15 +58,18 @@ func (c *checker) config(raw *rawConfig) *Config {
 			Device: c.linkName(u.Device),
 			Local:  c.local(u.Local),
 			Port:   c.port(u.Port, DefaultPort),
-			TTL:    c.ttl(u.TTL),
+			DF:     DFUnset,
 			MTU:    c.mtu(u.MTU),
 		},
-		Datapath: c.datapath(raw.Datapath, Auto),
+		Datapath:        c.datapath(raw.Datapath, Auto),
+		MSSClamp:        c.mssClamp(raw.MSSClamp, MSSOff),
+		BypassNetfilter: c.boolean(raw.Bypass, false),
 		Log: Log{
 			Level:  c.word(raw.Log.Level, "info", "debug", "info", "warn", "error"),
 			Format: c.word(raw.Log.Format, "text", "text", "json"),
 		},
 	}
+	c.header(&cfg.Underlay, u.TTL, &u.rawHeader, "underlay")
 	if len(raw.Networks) == 0 {
 		if at, ok := c.ps.src.at["networks"]; ok {
 			c.ps.add(at, "networks", smallestHint, "no networks")
@@ -119,10 +122,12 @@ func (c *checker) network(i int, cfg *Config) Network {
 		Bridge:   c.bridge(&raw.Bridge, raw.where, i),
 		Underlay: c.underlay(raw, cfg.Underlay),
 		Datapath: c.datapath(raw.Datapath, cfg.Datapath),
+		MSSClamp: c.mssClamp(raw.MSSClamp, cfg.MSSClamp),
 		MTU:      c.mtu(raw.MTU),
 		Learning: c.boolean(raw.Learning, true),
 		Ageing:   c.seconds(raw.Ageing, DefaultAgeing, maxAgeing, time.Second, "0 means never"),
 	}
+	n.BypassNetfilter = c.boolean(raw.Bypass, cfg.BypassNetfilter)
 	n.Link = c.link(raw, n.Name, i)
 	if l := n.Underlay.Local; raw.Local.set && l.IsValid() {
 		if t, ok := c.addresses[l]; ok {
@@ -144,6 +149,7 @@ func (c *checker) network(i int, cfg *Config) Network {
 	}
 	c.destinations(raw, &n)
 	c.groupTTL(raw, &n)
+	c.headerFits(raw, &n)
 	c.mtuFits(raw, &n)
 	return n
 }
@@ -346,10 +352,63 @@ func (c *checker) underlay(raw *rawNetwork, u Underlay) Underlay {
 		u.Local = c.local(raw.Local)
 	}
 	u.Port = c.port(raw.Port, u.Port)
-	if raw.TTL.set {
-		u.TTL = c.ttl(raw.TTL)
-	}
+	c.header(&u, raw.TTL, &raw.rawHeader, raw.path)
 	return u
+}
+
+// header reads what shapes outer headers, and leaves what is not given as it is
+// in u. Path is that of the mapping.
+func (c *checker) header(u *Underlay, ttl scalar, raw *rawHeader, path string) {
+	if ttl.set {
+		var word string
+		u.TTL, word = c.ttl(ttl)
+		u.TTLInherit = word == inherit
+	}
+	if raw.TOS.set {
+		var word string
+		u.TOS, word = c.tos(raw.TOS)
+		u.TOSInherit = word == inherit
+		u.Given |= GivenTOS
+	}
+	if raw.DF.set {
+		u.DF = DF(c.word(raw.DF, string(DFUnset), string(DFUnset), string(DFSet), string(DFInherit)))
+		u.Given |= GivenDF
+	}
+	if raw.FlowLabel.set {
+		v, _ := c.number(raw.FlowLabel, "a flow label", 0, 0xfffff, "write 20 bits, such as 0x12345")
+		u.FlowLabel = uint32(v)
+		u.Given |= GivenFlowLabel
+	}
+	if raw.SourcePorts != nil {
+		u.SourceLow, u.SourceHigh = c.sourcePorts(raw.SourcePorts, path+".source_ports")
+	}
+	if raw.UDPChecksum.set {
+		on := c.boolean(raw.UDPChecksum, false)
+		u.UDPChecksum = &on
+	}
+}
+
+func (c *checker) sourcePorts(raw []scalar, path string) (low, high uint16) {
+	const hint = "write [low, high], such as [32768, 61000]: ports from low to high-1 are used"
+	if len(raw) != 2 {
+		c.fail(where{at: c.ps.src.at[path], path: path}, hint, "%d values, want two", len(raw))
+		return 0, 0
+	}
+	var v [2]int64
+	for i, s := range raw {
+		if !s.set {
+			return 0, 0 // reported
+		}
+		var ok bool
+		if v[i], ok = c.number(s, "a UDP source port", 1, math.MaxUint16, hint); !ok {
+			return 0, 0
+		}
+	}
+	if v[0] >= v[1] {
+		c.fail(raw[1].where, hint, "%d is not above %d: no port would be left", v[1], v[0])
+		return 0, 0
+	}
+	return uint16(v[0]), uint16(v[1])
 }
 
 // destinations reads group, remotes and fdb, which must be of one family and
@@ -453,11 +512,34 @@ func (c *checker) groupTTL(raw *rawNetwork, n *Network) {
 	}
 	switch {
 	case !n.Group.IsValid():
-	case !s.set:
+	case !s.set || s.text == auto:
 		n.Underlay.TTL = DefaultGroupTTL
-	case n.Underlay.TTL == 1 && !c.lowTTL[s.at]:
-		c.lowTTL[s.at] = true
+	case n.Underlay.TTL == 1 && !c.said[s.at]:
+		c.said[s.at] = true
 		c.fail(s.where, "write 5, or what crosses your data centre; or leave it out for 5", "1 is too low for a multicast group (%s, line %d): its packets never leave the first segment", n.Group, raw.Group.at.line)
+	}
+}
+
+// headerFits refuses what one IP version has no field for. Where the file does
+// not say which version it is, the host will.
+func (c *checker) headerFits(raw *rawNetwork, n *Network) {
+	outer := n.outer()
+	refuse := func(own, top scalar, want, neutral string) {
+		s, hint := own, "delete it"
+		if !own.set {
+			s, hint = top, fmt.Sprintf("give network %s `%s`, or move the key to the networks over %s", show(n.Name), neutral, want)
+		}
+		if !c.said[s.at] {
+			c.said[s.at] = true
+			c.fail(s.where, hint, "%s is for an %s underlay, and that of network %s is %s (%s)", show(s.text), want, show(n.Name), family(outer), outer)
+		}
+	}
+	switch top := &c.raw.Underlay; {
+	case !outer.IsValid():
+	case outer.Is6() && n.Underlay.DF != DFUnset:
+		refuse(raw.DF, top.DF, "IPv4", "df: unset")
+	case outer.Is4() && n.Underlay.FlowLabel != 0:
+		refuse(raw.FlowLabel, top.FlowLabel, "IPv6", "flow_label: 0")
 	}
 }
 
@@ -479,9 +561,18 @@ func (c *checker) mtuFits(raw *rawNetwork, n *Network) {
 
 // The values.
 
+// Words that several keys take.
+const (
+	auto    = "auto"
+	inherit = "inherit"
+	off     = "off"
+)
+
 const (
 	minMTU          = 68 // RFC 791
 	maxMTU          = 65535
+	minMSS          = 536                   // RFC 9293 section 3.7.1: what every host takes
+	maxMSS          = maxMTU - 40           // IPv4 and TCP header
 	maxAgeing       = 1000000 * time.Second // IEEE 802.1Q, table 8-6
 	minForwardDelay = 2 * time.Second
 	maxForwardDelay = 30 * time.Second
@@ -489,10 +580,14 @@ const (
 
 var decimal = regexp.MustCompile(`^[+-]?[0-9]+$`)
 
-// number reads a decimal or 0x number. What names it in the message, hint is the
-// way out when it is out of range.
-func (c *checker) number(s scalar, what string, lo, hi int64, hint string) (int64, bool) {
-	want := fmt.Sprintf("%s is a number from %d to %d", what, lo, hi)
+// number reads a decimal or 0x number. What names it in the message, with the
+// words that the key takes besides; hint is the way out when it is out of range.
+func (c *checker) number(s scalar, what string, lo, hi int64, hint string, words ...string) (int64, bool) {
+	other := strings.Join(words, ", ")
+	if other != "" {
+		other += " or "
+	}
+	want := fmt.Sprintf("%s is %sa number from %d to %d", what, other, lo, hi)
 	digits := strings.TrimLeft(s.text, "+-")
 	if decimal.MatchString(s.text) && len(digits) > 1 && digits[0] == '0' {
 		bare := strings.TrimLeft(digits[:len(digits)-1], "0") + digits[len(digits)-1:]
@@ -522,19 +617,51 @@ func (c *checker) port(s scalar, def uint16) uint16 {
 	return uint16(v)
 }
 
-func (c *checker) ttl(s scalar) int {
-	if !s.set {
-		return 0
+// ttl gives a number, or the word that stands in its place.
+func (c *checker) ttl(s scalar) (int, string) {
+	if s.text == auto || s.text == inherit {
+		return 0, s.text
 	}
-	v, _ := c.number(s, "a ttl", 1, 255, "leave it out for the default")
-	return int(v)
+	v, _ := c.number(s, "a ttl", 1, 255, "leave it out for the default", auto, inherit)
+	return int(v), ""
+}
+
+// tos gives a number, or the word that stands in its place.
+func (c *checker) tos(s scalar) (int, string) {
+	if s.text == inherit {
+		return 0, s.text
+	}
+	v, _ := c.number(s, "a tos", 0, 255, "write the whole byte: DSCP times 4", inherit)
+	const ecn = 3 // the two bits of RFC 3168
+	switch {
+	case v == 1:
+		c.fail(s.where, "write inherit", "1 means inherit to the kernel")
+		v = 0
+	case v&ecn != 0:
+		c.fail(s.where, fmt.Sprintf("write %#x", v&^ecn), "%s has an ECN bit set, and those two bits are taken from each packet (RFC 6040)", s.text)
+		v = 0
+	}
+	return int(v), ""
 }
 
 func (c *checker) mtu(s scalar) int {
-	if !s.set {
+	if !s.set || s.text == auto {
 		return 0
 	}
-	v, _ := c.number(s, "an MTU", minMTU, maxMTU, "leave it out to take it from the underlay device")
+	v, _ := c.number(s, "an MTU", minMTU, maxMTU, "leave it out to take it from the underlay device", auto)
+	return int(v)
+}
+
+func (c *checker) mssClamp(s scalar, def int) int {
+	switch {
+	case !s.set:
+		return def
+	case s.text == off:
+		return MSSOff
+	case s.text == auto:
+		return MSSAuto
+	}
+	v, _ := c.number(s, "mss_clamp", minMSS, maxMSS, "write auto for what the MTU leaves", off, auto)
 	return int(v)
 }
 

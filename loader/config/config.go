@@ -19,7 +19,10 @@ type Config struct {
 	// Underlay holds the defaults that each network may override.
 	Underlay Underlay
 	Datapath Datapath
-	Log      Log
+	// MSSClamp and BypassNetfilter are defaults that each network may override.
+	MSSClamp        int
+	BypassNetfilter bool
+	Log             Log
 	// Networks in the order of the file. At least one.
 	Networks []Network
 	// File is where the bytes came from, for messages.
@@ -47,13 +50,54 @@ type Underlay struct {
 	// in the family of the network's remotes or group.
 	Local netip.Addr
 	Port  uint16 // UDP destination port, host order
-	// TTL is the outer TTL or hop limit, 1..255. 0: not given, the kernel's
-	// default for unicast. A Network with a Group never has 0 or 1: the kernel
-	// would send with 1, so what is not given becomes DefaultGroupTTL.
-	TTL int
+	// TTL is the outer TTL or hop limit, 1..255. 0: auto, the kernel's default
+	// for unicast, unless TTLInherit. A Network with a Group never has 1, and 0
+	// only with TTLInherit: the kernel would send with 1, so auto becomes
+	// DefaultGroupTTL.
+	TTL        int
+	TTLInherit bool // copied from the inner IP packet; TTL is 0
+	// TOS is the outer TOS or traffic class, 0..255, its ECN bits 0.
+	TOS        int
+	TOSInherit bool // DSCP copied from the inner IP packet; TOS is 0
+	DF         DF   // not DFUnset over IPv4 only
+	FlowLabel  uint32
+	// SourceLow, SourceHigh bound the UDP source port, host order: the kernel
+	// takes SourceLow up to SourceHigh-1. 0, 0: the system's local port range.
+	SourceLow, SourceHigh uint16
+	// UDPChecksum: send an outer UDP checksum. nil: not given.
+	UDPChecksum *bool
 	// MTU of the underlay path in bytes. 0: the device's.
 	MTU int
+	// Given tells a default that the file spells out, which an adopted link
+	// gets, from one that nobody wrote, which leaves the link as found.
+	Given Given
 }
+
+// Given is a set of keys of an Underlay.
+type Given uint8
+
+// The keys whose zero value may be given.
+const (
+	GivenTOS Given = 1 << iota
+	GivenDF
+	GivenFlowLabel
+)
+
+// DF says which outer IPv4 packets must not be fragmented on their way.
+type DF string
+
+// The values of DF.
+const (
+	DFUnset   DF = "unset"   // none
+	DFSet     DF = "set"     // all
+	DFInherit DF = "inherit" // those of inner IPv4 packets that say so, and of all inner IPv6 packets
+)
+
+// Values of MSSClamp other than a size.
+const (
+	MSSOff  = 0
+	MSSAuto = -1
+)
 
 // Datapath is what may carry the known unicast of a network.
 type Datapath string
@@ -80,8 +124,14 @@ type Network struct {
 	Link   string // name of the vxlan device, default encap-<name>
 	// Underlay is complete: the network's own values over those of the host.
 	Underlay Underlay
-	// Datapath is complete too.
+	// Datapath is complete too, and so are the next two.
 	Datapath Datapath
+	// MSSClamp is the largest TCP MSS in bytes that SYN packets may announce over inner
+	// IPv4, 536..65495; over inner IPv6 it is 20 less. MSSOff, or MSSAuto: what the MTU leaves.
+	MSSClamp int
+	// BypassNetfilter lets BPF carry packets past rules that they would meet on
+	// the kernel's way.
+	BypassNetfilter bool
 	// Group is a multicast group for BUM traffic, invalid if unused.
 	Group netip.Addr
 	// Remotes get a copy of each BUM frame (head-end replication). Group and
@@ -100,18 +150,21 @@ type Network struct {
 
 // V6 reports whether outer packets of the network are IPv6. False when nothing
 // in the file says so.
-func (n *Network) V6() bool {
+func (n *Network) V6() bool { return n.outer().Is6() }
+
+// outer is an outer address of the network, invalid if the file has none.
+func (n *Network) outer() netip.Addr {
 	switch {
 	case n.Group.IsValid():
-		return n.Group.Is6()
+		return n.Group
 	case len(n.Remotes) > 0:
-		return n.Remotes[0].Is6()
+		return n.Remotes[0]
 	case n.Underlay.Local.IsValid():
-		return n.Underlay.Local.Is6()
+		return n.Underlay.Local
 	case len(n.FDB) > 0:
-		return n.FDB[0].VTEP.Is6()
+		return n.FDB[0].VTEP
 	}
-	return false
+	return netip.Addr{}
 }
 
 // Bridge says what the ifupdown stanza of the bridge said.

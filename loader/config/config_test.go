@@ -40,7 +40,10 @@ func parse(t *testing.T, text string) *Config {
 func TestParse(t *testing.T) {
 	c := parse(t, string(Reference))
 	stp, fd := false, time.Duration(0)
-	host := Underlay{Device: "eth2", Local: netip.MustParseAddr("192.0.2.11"), Port: 4789, TTL: 5, MTU: 1500}
+	yes, no := true, false
+	given := GivenTOS | GivenDF | GivenFlowLabel
+	host := Underlay{Device: "eth2", Local: netip.MustParseAddr("192.0.2.11"), Port: 4789, TTL: 5, DF: DFUnset,
+		SourceLow: 32768, SourceHigh: 61000, UDPChecksum: &no, MTU: 1500, Given: given}
 	hosts := []netip.Addr{netip.MustParseAddr("192.0.2.12"), netip.MustParseAddr("192.0.2.13")}
 	want := &Config{
 		File: "config.yaml", Underlay: host, Datapath: Auto, Log: Log{Level: "info", Format: "text"},
@@ -48,13 +51,14 @@ func TestParse(t *testing.T) {
 			{
 				Name: "mgmt", VNI: 236, Link: "encap-mgmt", Underlay: host, Datapath: Kernel,
 				Bridge:  Bridge{Name: "br-mgmt", Addresses: []netip.Prefix{netip.MustParsePrefix("172.29.236.11/22")}, STP: &stp, ForwardDelay: &fd},
-				Remotes: hosts, MTU: 1450, Learning: true, Ageing: 300 * time.Second,
+				Remotes: hosts, MTU: 1450, Learning: true, Ageing: 300 * time.Second, MSSClamp: MSSAuto, BypassNetfilter: true,
 				FDB: []StaticEntry{{MAC: fdb.MAC{2, 0, 0, 0, 0, 12}, VTEP: hosts[0]}},
 			},
 			{
 				Name: "storage", VNI: 244, Link: "encap-storage", Datapath: Auto, Bridge: Bridge{Name: "br-storage"},
-				Underlay: Underlay{Device: "eth3", Local: netip.MustParseAddr("198.51.100.11"), Port: 8472, TTL: 8, MTU: 1500},
-				Group:    netip.MustParseAddr("239.1.1.244"), Learning: true, Ageing: DefaultAgeing,
+				Underlay: Underlay{Device: "eth3", Local: netip.MustParseAddr("198.51.100.11"), Port: 8472, TTLInherit: true, TOSInherit: true,
+					DF: DFInherit, SourceLow: 40000, SourceHigh: 50000, UDPChecksum: &yes, MTU: 1500, Given: given},
+				Group: netip.MustParseAddr("239.1.1.244"), Learning: true, Ageing: DefaultAgeing,
 			},
 			{
 				Name: "flat", VNI: 1, Link: "encap-flat", Datapath: Auto, Bridge: Bridge{Name: "br-flat"},
@@ -80,7 +84,8 @@ func TestDefaults(t *testing.T) {
 	n := c.Networks[0]
 	if c.Underlay.Port != DefaultPort || c.Datapath != Auto || c.Log != (Log{"info", "text"}) ||
 		n.Link != "encap-mgmt" || !n.Learning || n.Ageing != DefaultAgeing || n.MTU != 0 || n.Datapath != Auto ||
-		n.Bridge.STP != nil || n.Bridge.ForwardDelay != nil || n.Underlay != c.Underlay {
+		n.Bridge.STP != nil || n.Bridge.ForwardDelay != nil || n.Underlay != c.Underlay ||
+		c.Underlay != (Underlay{Device: "eth2", Port: DefaultPort, TTL: 5, DF: DFUnset}) || n.MSSClamp != MSSOff || n.BypassNetfilter {
 		t.Errorf("%+v", c)
 	}
 }
@@ -95,6 +100,42 @@ func TestAccepts(t *testing.T) {
 			return c.Networks[0].Underlay.TTL == DefaultGroupTTL && c.Underlay.TTL == 0
 		}},
 		{"group ttl 2", one + ", group: 239.1.1.236, ttl: 2}", func(c *Config) bool { return c.Networks[0].Underlay.TTL == 2 }},
+		{"ttl auto", "underlay: {device: e, ttl: 9}\nnetworks: [{name: a, vni: 1, bridge: b, ttl: auto}]", func(c *Config) bool {
+			return c.Underlay.TTL == 9 && c.Networks[0].Underlay.TTL == 0
+		}},
+		{"group ttl auto", one + ", group: 239.1.1.236, ttl: auto}", func(c *Config) bool { return c.Networks[0].Underlay.TTL == DefaultGroupTTL }},
+		{"group ttl inherit", one + ", group: 239.1.1.236, ttl: inherit}", func(c *Config) bool {
+			return c.Networks[0].Underlay.TTL == 0 && c.Networks[0].Underlay.TTLInherit
+		}},
+		{"ttl instead of inherit", "underlay: {device: e, ttl: inherit}\nnetworks: [{name: a, vni: 1, bridge: b, ttl: 7}]", func(c *Config) bool {
+			return c.Underlay.TTLInherit && c.Networks[0].Underlay.TTL == 7 && !c.Networks[0].Underlay.TTLInherit
+		}},
+		{"hex tos", one + ", tos: 0xfc}", func(c *Config) bool {
+			return c.Networks[0].Underlay.TOS == 252 && c.Networks[0].Underlay.Given == GivenTOS && c.Underlay.Given == 0
+		}},
+		{"tos 0 instead of inherit", "underlay: {device: e, tos: inherit}\nnetworks: [{name: a, vni: 1, bridge: b, tos: 0}]", func(c *Config) bool {
+			return c.Underlay.TOSInherit && !c.Networks[0].Underlay.TOSInherit
+		}},
+		{"df of IPv4", "underlay: {device: e, df: set}\nnetworks: [{name: a, vni: 1, bridge: b, remotes: [192.0.2.1]}, {name: c, vni: 2, bridge: d, df: unset, remotes: ['2001:db8::1']}]", func(c *Config) bool {
+			return c.Networks[0].Underlay.DF == DFSet && c.Networks[1].Underlay.DF == DFUnset
+		}},
+		{"df without addresses", one + ", df: inherit, flow_label: 5}", func(c *Config) bool { return c.Networks[0].Underlay.DF == DFInherit }},
+		{"flow label", one + ", flow_label: 0xfffff, remotes: [2001:db8::12]}", func(c *Config) bool { return c.Networks[0].Underlay.FlowLabel == 0xfffff }},
+		{"no flow label on IPv4", one + ", flow_label: 0, remotes: [192.0.2.12]}", func(c *Config) bool { return c.Networks[0].Underlay.Given == GivenFlowLabel }},
+		{"source ports", "underlay: {device: e, source_ports: [1, 65535]}\nnetworks: [{name: a, vni: 1, bridge: b}, {name: c, vni: 2, bridge: d, source_ports: [5, 6]}]", func(c *Config) bool {
+			a, b := c.Networks[0].Underlay, c.Networks[1].Underlay
+			return a.SourceLow == 1 && a.SourceHigh == 65535 && b.SourceLow == 5 && b.SourceHigh == 6
+		}},
+		{"udp checksum", "underlay: {device: e, udp_checksum: true}\nnetworks: [{name: a, vni: 1, bridge: b}, {name: c, vni: 2, bridge: d, udp_checksum: false}]", func(c *Config) bool {
+			return *c.Networks[0].Underlay.UDPChecksum && !*c.Networks[1].Underlay.UDPChecksum
+		}},
+		{"mtu auto", "underlay: {device: e, mtu: auto}\nnetworks: [{name: a, vni: 1, bridge: b, mtu: auto}]", func(c *Config) bool { return c.Underlay.MTU == 0 && c.Networks[0].MTU == 0 }},
+		{"mss clamp", head + "mss_clamp: auto\nnetworks: [{name: a, vni: 1, bridge: b}, {name: c, vni: 2, bridge: d, mss_clamp: off}, {name: e, vni: 3, bridge: f, mss_clamp: 1360}]", func(c *Config) bool {
+			return c.MSSClamp == MSSAuto && c.Networks[0].MSSClamp == MSSAuto && c.Networks[1].MSSClamp == MSSOff && c.Networks[2].MSSClamp == 1360
+		}},
+		{"bypass netfilter", head + "bypass_netfilter: true\nnetworks: [{name: a, vni: 1, bridge: b}, {name: c, vni: 2, bridge: d, bypass_netfilter: false}]", func(c *Config) bool {
+			return c.BypassNetfilter && c.Networks[0].BypassNetfilter && !c.Networks[1].BypassNetfilter
+		}},
 		{"unicast without ttl", one + ", remotes: [192.0.2.12]}", func(c *Config) bool { return c.Networks[0].Underlay.TTL == 0 }},
 		{"group and remotes", one + ", group: 239.1.1.236, remotes: [192.0.2.12]}", func(c *Config) bool {
 			return c.Networks[0].Group.IsValid() && len(c.Networks[0].Remotes) == 1
@@ -214,6 +255,32 @@ func TestProblems(t *testing.T) {
 		{"port 65536", one + ", port: 65536}", "3:49: networks[0].port: 65536 is out of range", "1 to 65535"},
 		{"ttl 0", "underlay: {device: e, ttl: 0}\nnetworks: [{name: a, vni: 1, bridge: b}]", "1:28: underlay.ttl: 0 is out of range", "1 to 255"},
 		{"ttl 256", one + ", ttl: 256}", "3:48: networks[0].ttl: 256 is out of range", "1 to 255"},
+		{"ttl word", one + ", ttl: copy}", "3:48: networks[0].ttl: copy is not a number", "a ttl is auto, inherit or a number from 1 to 255"},
+		{"tos 256", one + ", tos: 0x100}", "3:48: networks[0].tos: 0x100 is out of range", "a tos is inherit or a number from 0 to 255"},
+		{"tos auto", one + ", tos: auto}", "3:48: networks[0].tos: auto is not a number", "inherit"},
+		{"tos with ECN", one + ", tos: 0x13}", "3:48: networks[0].tos: 0x13 has an ECN bit set", "write 0x10"},
+		{"tos 1", "underlay: {device: e, tos: 1}\nnetworks: [{name: a, vni: 1, bridge: b}]", "1:28: underlay.tos: 1 means inherit to the kernel", "write inherit"},
+		{"df", one + ", df: on}", "3:47: networks[0].df: on is not known here", "unset, set, inherit"},
+		{"df on IPv6", one + ", df: set, remotes: [2001:db8::12]}", "3:47: networks[0].df: set is for an IPv4 underlay, and that of network mgmt is IPv6 (2001:db8::12)", "delete it"},
+		{"df from above on IPv6", "underlay: {device: e, df: inherit}\nnetworks:\n- {name: a, vni: 1, bridge: b, group: 'ff05::1'}\n- {name: c, vni: 2, bridge: d, group: 'ff05::2'}", "1:27: underlay.df: inherit is for an IPv4 underlay, and that of network a is IPv6 (ff05::1)", "give network a `df: unset`|the networks over IPv4"},
+		{"flow label 21 bits", one + ", flow_label: 0x100000}", "3:55: networks[0].flow_label: 0x100000 is out of range: a flow label is a number from 0 to 1048575", "20 bits"},
+		{"flow label on IPv4", one + ", flow_label: 7, group: 239.1.1.1}", "3:55: networks[0].flow_label: 7 is for an IPv6 underlay, and that of network mgmt is IPv4 (239.1.1.1)", "delete it"},
+		{"flow label from above on IPv4", "underlay: {device: e, local: 192.0.2.1, flow_label: 7}\nnetworks: [{name: a, vni: 1, bridge: b}]", "1:53: underlay.flow_label: 7 is for an IPv6 underlay", "`flow_label: 0`"},
+		{"one source port", one + ", source_ports: 5}", "3:57: networks[0].source_ports: is the value 5, want a list", "[5]"},
+		{"one source port in a list", one + ", source_ports: [5]}", "3:43: networks[0].source_ports: 1 values, want two", "[low, high]"},
+		{"no source ports", one + ", source_ports: []}", "3:43: networks[0].source_ports: 0 values", "low to high-1"},
+		{"source port 0", one + ", source_ports: [0, 5]}", "3:58: networks[0].source_ports[0]: 0 is out of range", "1 to 65535"},
+		{"source port 65536", one + ", source_ports: [5, 65536]}", "3:61: networks[0].source_ports[1]: 65536 is out of range", "1 to 65535"},
+		{"source ports equal", one + ", source_ports: [500, 500]}", "3:63: networks[0].source_ports[1]: 500 is not above 500", "low to high-1"},
+		{"source ports turned round", "underlay: {device: e, source_ports: [6, 5]}\nnetworks: [{name: a, vni: 1, bridge: b}]", "1:41: underlay.source_ports[1]: 5 is not above 6", "[low, high]"},
+		{"source port empty", one + ", source_ports: [~, 5]}", "3:58: networks[0].source_ports[0]: an empty list item", ""},
+		{"udp checksum", one + ", udp_checksum: off}", "3:57: networks[0].udp_checksum: off is neither", "write false"},
+		{"word of ip link for the checksum", one + ", udpcsum: false}", "3:43: networks[0]: unknown key udpcsum", "write udp_checksum"},
+		{"mss clamp small", one + ", mss_clamp: 535}", "3:54: networks[0].mss_clamp: 535 is out of range: mss_clamp is off, auto or a number from 536 to 65495", "what the MTU leaves"},
+		{"mss clamp large", head + "mss_clamp: 65496\nnetworks: [{name: a, vni: 1, bridge: b}]", "2:12: mss_clamp: 65496 is out of range", "65495"},
+		{"mss clamp word", one + ", mss_clamp: on}", "3:54: networks[0].mss_clamp: on is not a number", "off, auto or a number"},
+		{"bypass netfilter", head + "bypass_netfilter: yes\nnetworks: [{name: a, vni: 1, bridge: b}]", "2:19: bypass_netfilter: yes is neither", "write true"},
+		{"mtu word", one + ", mtu: max}", "3:48: networks[0].mtu: max is not a number", "an MTU is auto or a number from 68 to 65535"},
 		{"xdp", head + "datapath: xdp\nnetworks: [{name: a, vni: 1, bridge: b}]", "2:11: datapath: this version has no xdp", "auto, tc or kernel"},
 		{"xdp of a network", one + ", datapath: xdp}", "3:53: networks[0].datapath: this version has no xdp", "auto"},
 		{"datapath", head + "datapath: fast\nnetworks: [{name: a, vni: 1, bridge: b}]", "2:11: datapath: fast is not known", "auto, tc, kernel"},
@@ -458,6 +525,8 @@ func TestErrorAt(t *testing.T) {
 		"networks[0].remotes[7]":           "6:3",
 		"networks[0].device":               "1:20", // inherited
 		"networks[0].underlay.device":      "1:20",
+		"networks[0].ttl":                  "1:31",
+		"networks[0].df":                   "3:3",
 		"networks[0].local":                "3:3", // defaulted
 		"networks[0].link":                 "3:3",
 		"networks[0].bridge":               "5:11",
@@ -581,15 +650,15 @@ func TestReferenceIsComplete(t *testing.T) {
 		if typ == reflect.TypeFor[scalar]() {
 			return
 		}
-		for i := range typ.NumField() {
-			key, ok := typ.Field(i).Tag.Lookup("yaml")
+		for _, f := range reflect.VisibleFields(typ) {
+			key, ok := f.Tag.Lookup("yaml")
 			if !ok {
 				continue
 			}
 			if !regexp.MustCompile(`(?m)^[ -]*` + key + `:`).Match(Reference) {
 				t.Errorf("%s%s is not in reference.yaml", path, key)
 			}
-			walk(typ.Field(i).Type, path+key+".")
+			walk(f.Type, path+key+".")
 		}
 	}
 	walk(reflect.TypeFor[rawConfig](), "")

@@ -126,7 +126,9 @@ type source struct {
 // inherited names the keys of a network that fall back to the host's.
 var inherited = map[string]string{
 	"device": "underlay.device", "local": "underlay.local", "port": "underlay.port",
-	"ttl": "underlay.ttl", "datapath": "datapath",
+	"ttl": "underlay.ttl", "tos": "underlay.tos", "df": "underlay.df", "flow_label": "underlay.flow_label",
+	"source_ports": "underlay.source_ports", "udp_checksum": "underlay.udp_checksum",
+	"datapath": "datapath", "mss_clamp": "mss_clamp", "bypass_netfilter": "bypass_netfilter",
 }
 
 func (s *source) find(path string) (pos, bool) {

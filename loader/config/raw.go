@@ -18,6 +18,8 @@ type (
 		where
 		Underlay rawUnderlay  `yaml:"underlay"`
 		Datapath scalar       `yaml:"datapath"`
+		MSSClamp scalar       `yaml:"mss_clamp"`
+		Bypass   scalar       `yaml:"bypass_netfilter"`
 		Log      rawLog       `yaml:"log"`
 		Networks []rawNetwork `yaml:"networks"`
 	}
@@ -27,7 +29,16 @@ type (
 		Local  scalar `yaml:"local"`
 		Port   scalar `yaml:"port"`
 		TTL    scalar `yaml:"ttl"`
-		MTU    scalar `yaml:"mtu"`
+		rawHeader
+		MTU scalar `yaml:"mtu"`
+	}
+	// rawHeader are the values of outer headers that most hosts never need.
+	rawHeader struct {
+		TOS         scalar   `yaml:"tos"`
+		DF          scalar   `yaml:"df"`
+		FlowLabel   scalar   `yaml:"flow_label"`
+		SourcePorts []scalar `yaml:"source_ports"`
+		UDPChecksum scalar   `yaml:"udp_checksum"`
 	}
 	rawLog struct {
 		where
@@ -47,10 +58,13 @@ type (
 		Learning scalar     `yaml:"learning"`
 		Ageing   scalar     `yaml:"ageing"`
 		Datapath scalar     `yaml:"datapath"`
+		MSSClamp scalar     `yaml:"mss_clamp"`
+		Bypass   scalar     `yaml:"bypass_netfilter"`
 		Device   scalar     `yaml:"device"`
 		Local    scalar     `yaml:"local"`
 		Port     scalar     `yaml:"port"`
 		TTL      scalar     `yaml:"ttl"`
+		rawHeader
 	}
 	rawBridge struct {
 		where
@@ -86,6 +100,8 @@ var synonyms = map[string]string{
 	"aging": "ageing", "ageing_time": "ageing", "src": "local", "source": "local", "dst": "remote",
 	"vtep": "remote", "remote": "remotes", "peers": "remotes", "multicast": "group", "fd": "forward_delay",
 	"forward-delay": "forward_delay", "lladdr": "mac", "ports": "port", "address": "addresses", "hops": "ttl",
+	"flowlabel": "flow_label", "srcport": "source_ports", "source_port": "source_ports", "udpcsum": "udp_checksum",
+	"hop_limit": "ttl", "mss": "mss_clamp",
 }
 
 // maxExpanded bounds what aliases may stand for, in values.
@@ -290,8 +306,8 @@ func lastKey(path string) string {
 
 func keys(t reflect.Type) []string {
 	var names []string
-	for i := range t.NumField() {
-		if name, ok := t.Field(i).Tag.Lookup("yaml"); ok {
+	for _, f := range reflect.VisibleFields(t) {
+		if name, ok := f.Tag.Lookup("yaml"); ok {
 			names = append(names, name)
 		}
 	}
@@ -299,9 +315,9 @@ func keys(t reflect.Type) []string {
 }
 
 func fieldOf(v reflect.Value, name string) (reflect.Value, bool) {
-	for i := range v.NumField() {
-		if tag, ok := v.Type().Field(i).Tag.Lookup("yaml"); ok && tag == name {
-			return v.Field(i), true
+	for _, f := range reflect.VisibleFields(v.Type()) {
+		if tag, ok := f.Tag.Lookup("yaml"); ok && tag == name {
+			return v.FieldByIndex(f.Index), true
 		}
 	}
 	return reflect.Value{}, false
