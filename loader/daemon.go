@@ -373,6 +373,9 @@ func (d *Daemon) number(cfg *config.Config, why string) error {
 			n.fallback = why
 		}
 		if n.fallback != "" {
+			if n.cfg.MSSClamp != config.MSSOff {
+				d.log.Warn("mss_clamp has no effect: only BPF clamps", "vni", n.cfg.VNI, "err", n.fallback)
+			}
 			continue
 		}
 		id, ok := ids[n.key()]
@@ -819,8 +822,8 @@ func (d *Daemon) sync() error {
 		}
 		age := n.ageing()
 		wantNets[n.key()] = vxmaps.Network{Net: n.id, Local: n.local, Ageing: age, Refresh: refresh(age), Off: off,
-			ZeroCsum6: n.link.VXLAN.UDPZeroCsum6RX}
-		port := vxmaps.Port{Net: n.id, VNI: n.cfg.VNI, MTU: mtu16(n.link.MTU), Ageing: age, Refresh: refresh(age), Off: off}
+			MSS: n.mss(), ZeroCsum6: n.link.VXLAN.UDPZeroCsum6RX}
+		port := vxmaps.Port{Net: n.id, VNI: n.cfg.VNI, MTU: mtu16(n.link.MTU), MSS: n.mss(), Ageing: age, Refresh: refresh(age), Off: off}
 		for _, l := range d.view.ports(n) {
 			p := port
 			ok, _ := d.view.fastPort(n, l)

@@ -190,6 +190,18 @@ func forwards(l kernel.Link) (bool, string) {
 	return true, ""
 }
 
+// mss is what the programs take for mss_clamp: the largest TCP segment with
+// headers of 40 bytes over IPv4, 60 over IPv6. 0: do not clamp.
+func (n *network) mss() uint16 {
+	switch n.cfg.MSSClamp {
+	case config.MSSOff:
+		return 0
+	case config.MSSAuto:
+		return mtu16(n.link.MTU)
+	}
+	return mtu16(n.cfg.MSSClamp + 40)
+}
+
 // ageing of learned entries: the shorter of the bridge's and the vxlan device's (there, 0 is never).
 func (n *network) ageing() time.Duration {
 	b, x := n.bridge.Bridge.Ageing, n.link.VXLAN.Ageing
