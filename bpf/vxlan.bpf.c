@@ -529,7 +529,8 @@ int vx_tc_moved(struct __sk_buff *skb)
 	at = place_of(src);
 	if ((at.flags & ENTRY_STATIC) || at.kind == KIND_HOST)
 		return TC_ACT_UNSPEC;
-	if (at.kind == KIND_REMOTE || at.to != skb->ingress_ifindex)
+	/* In hairpin mode a flooded frame of a remote source comes back out of the device that it came in by. */
+	if ((at.kind == KIND_REMOTE ? ifindex : at.to) != skb->ingress_ifindex)
 		bpf_map_delete_elem(&vx_fdb, &key);
 	return TC_ACT_UNSPEC;
 }
