@@ -59,6 +59,8 @@ const (
 // Flags.
 const (
 	EntryStatic = uint8(vxEntryFlagENTRY_STATIC)
+	EntrySticky = uint8(vxEntryFlagENTRY_STICKY)
+	EntryPinned = uint8(vxEntryFlagENTRY_PINNED)
 	PlaceOff    = uint32(vxPlaceFlagPLACE_OFF)
 	PlaceV6     = uint32(vxPlaceFlagPLACE_V6)
 	PlaceZero6  = uint32(vxPlaceFlagPLACE_ZERO6)

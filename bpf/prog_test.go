@@ -190,11 +190,11 @@ func (l *lab) entries() (fdb.Table, map[fdb.Key]uint32) {
 	k := func(m fdb.MAC) fdb.Key { return fdb.Key{Net: netID, MAC: m} }
 	return fdb.Table{
 		k(alice):   {Kind: fdb.Peer, Port: l.port, MTU: overlayMTU, Seen: seen},
-		k(sue):     {Kind: fdb.Peer, Port: l.port, MTU: overlayMTU, Seen: seen, Static: true},
+		k(sue):     {Kind: fdb.Peer, Port: l.port, MTU: overlayMTU, Seen: seen, Static: true, Sticky: true},
 		k(tap):     {Kind: fdb.Egress, Port: l.port, MTU: overlayMTU, Seen: seen},
-		k(hostMAC): {Kind: fdb.Host, Port: l.bridge, MTU: overlayMTU, Seen: seen, Static: true},
+		k(hostMAC): {Kind: fdb.Host, Port: l.bridge, MTU: overlayMTU, Seen: seen, Static: true, Sticky: true},
 		k(bob):     {Kind: fdb.Remote, VTEP: vtep1, Seen: seen},
-		k(sam):     {Kind: fdb.Remote, VTEP: vtep1, Seen: seen, Static: true},
+		k(sam):     {Kind: fdb.Remote, VTEP: vtep1, Seen: seen, Static: true, Sticky: true, Pinned: true},
 		k(dave):    {Kind: fdb.Remote, VTEP: vtep2, Seen: seen},
 		k(lost):    {Kind: fdb.Remote, Seen: seen},
 	}, map[fdb.Key]uint32{k(bob): indexVTEP1, k(sam): indexVTEP1, k(dave): indexVTEP2, k(lost): indexVTEPBad}
@@ -663,6 +663,10 @@ func aged(m fdb.MAC, d time.Duration) func(*lab) {
 	return func(l *lab) { l.edit(m, func(e *bpf.FDBEntry) { e.Seen = ago(d) }) }
 }
 
+func flags(m fdb.MAC, f uint8) func(*lab) {
+	return func(l *lab) { l.edit(m, func(e *bpf.FDBEntry) { e.Flags = f }) }
+}
+
 func stampedNow(m fdb.MAC) func(*testing.T, *lab, []byte) {
 	return func(t *testing.T, l *lab, _ []byte) {
 		if d := time.Duration(ago(0) - l.entry(m).Seen); d < 0 || d > time.Second {
@@ -717,6 +721,7 @@ func encapCases() []progCase {
 		{name: "source moved from a port", hook: h, prepare: func(l *lab) { l.edit(alice, func(e *bpf.FDBEntry) { e.To = l.bridge }) },
 			frame: sent(inner{}), reason: reason("src_moved"), check: gone(alice)},
 		{name: "source moved, seen by a broadcast", hook: h, frame: arp(dave), reason: reason("src_moved"), check: gone(dave)},
+		{name: "static source elsewhere that may move", hook: h, prepare: flags(sam, bpf.EntryStatic|bpf.EntryPinned), frame: sent(inner{src: sam}), reason: reason("src_moved"), check: gone(sam)},
 		{name: "static source elsewhere", hook: h, frame: sent(inner{src: sam}), reason: reason("src_static"), check: kept(sam)},
 		{name: "refresh due", hook: h, prepare: aged(alice, refresh+time.Second), frame: sent(inner{}), reason: reason("refresh"), check: stampedNow(alice)},
 		{name: "refresh not yet due", hook: h, prepare: aged(alice, refresh-time.Second), frame: sent(inner{}), reason: bpf.Fast},
@@ -783,6 +788,8 @@ func decapCases() []progCase {
 		{name: "source from no VTEP", hook: h, frame: received(inner{}, on(func(o *outer) { o.ip.SrcIP = stranger.AsSlice() })), reason: reason("src_moved"), check: gone(bob)},
 		{name: "source moved from a port", hook: h, frame: received(inner{src: tap}), reason: reason("src_moved"), check: gone(tap)},
 		{name: "source moved, seen by a broadcast", hook: h, frame: received(inner{src: dave, dst: broadcast}), reason: reason("src_moved"), check: gone(dave)},
+		{name: "static source at another VTEP, may move there", hook: h, prepare: flags(sam, bpf.EntryStatic|bpf.EntrySticky), frame: received(inner{src: sam}, on(func(o *outer) { o.ip.SrcIP = stranger.AsSlice() })), reason: reason("src_moved"), check: gone(sam)},
+		{name: "static local source that may move", hook: h, prepare: flags(sue, bpf.EntryStatic|bpf.EntryPinned), frame: received(inner{src: sue}), reason: reason("src_moved"), check: gone(sue)},
 		{name: "static source elsewhere", hook: h, frame: received(inner{src: sam}, on(func(o *outer) { o.ip.SrcIP = stranger.AsSlice() })), reason: reason("src_static"), check: kept(sam)},
 		{name: "static local source", hook: h, frame: received(inner{src: sue}), reason: reason("src_static"), check: kept(sue)},
 		{name: "refresh due", hook: h, prepare: aged(bob, refresh+time.Second), frame: received(inner{}), reason: reason("refresh"), check: stampedNow(bob)},

@@ -49,9 +49,8 @@ enum reason {
 	TRUNCATED,       /* headers not there */
 	NOT_READY,       /* the daemon keeps this port or network on the slow path, `vxbpf status` says why */
 	DROP_BROKEN,     /* a helper failed after the packet was changed: cannot be returned */
-	SRC_STATIC, /* the inner source MAC is static elsewhere: the kernel refuses it, or forwards and does not learn
-	             */
-	ND,         /* IPv6 neighbour discovery: the bridge may answer in the neighbour's place */
+	SRC_STATIC,      /* the same, where the kernel does not let it move: it drops the frame, or does not learn */
+	ND,              /* IPv6 neighbour discovery: the bridge may answer in the neighbour's place */
 	REASON_MAX = 64,
 };
 
@@ -63,7 +62,10 @@ enum entry_kind {
 };
 
 enum entry_flag {
-	ENTRY_STATIC = 1, /* never ages, is not removed when seen elsewhere */
+	ENTRY_STATIC = 1, /* never ages; the daemon vouches for it */
+	ENTRY_STICKY =
+	        2, /* no frame from another port moves it: a sticky entry of the bridge, the bridge's own address */
+	ENTRY_PINNED = 4, /* no frame from another VTEP moves it: the vxlan device has it static, or does not learn */
 };
 
 /* vx_fdb: one compare of 8 bytes. */

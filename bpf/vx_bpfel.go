@@ -36,6 +36,8 @@ type vxEntryFlag uint32
 
 const (
 	vxEntryFlagENTRY_STATIC vxEntryFlag = 1
+	vxEntryFlagENTRY_STICKY vxEntryFlag = 2
+	vxEntryFlagENTRY_PINNED vxEntryFlag = 4
 )
 
 type vxEntryKind uint32

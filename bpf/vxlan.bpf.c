@@ -55,16 +55,17 @@ static __always_inline int recent(__u64 stamp, __u64 now)
 /*
  * The source check: the fast path carries only frames from which the kernel has
  * nothing to learn. `here` says that the frame came from where the entry says
- * its source lives. Every frame of a known source passes this, BUM too, so a
+ * its source lives, `keeps` is the flag with which the kernel would leave the
+ * entry there all the same. Every frame of a known source passes this, BUM too, so a
  * move shows at the first frame from the new place, and `seen` tells truly when
  * the kernel last had one: it is stamped only for a frame that the kernel will
  * take for sure.
  */
-static __always_inline int source_check(struct fdb_key *key, struct fdb_entry *src, struct place at, int here, int sure,
-                                        __u64 now, __u64 refresh)
+static __always_inline int source_check(struct fdb_key *key, struct fdb_entry *src, struct place at, int here,
+                                        __u8 keeps, int sure, __u64 now, __u64 refresh)
 {
 	if (!here) {
-		if (at.flags & ENTRY_STATIC)
+		if (at.flags & keeps)
 			return -SRC_STATIC;
 		bpf_map_delete_elem(&vx_fdb, key);
 		return -SRC_MOVED;
@@ -160,7 +161,8 @@ static __always_inline int encap(struct __sk_buff *skb, const struct port *port)
 	if (!src)
 		return -SRC_UNKNOWN;
 	at = place_of(src);
-	err = source_check(&key, src, at, at.kind != KIND_REMOTE && at.to == skb->ifindex, 1, now, port->refresh);
+	err = source_check(&key, src, at, at.kind != KIND_REMOTE && at.to == skb->ifindex, ENTRY_STICKY, 1, now,
+	                   port->refresh);
 	if (err)
 		return err;
 	if (l2_is_multicast(eth))
@@ -310,7 +312,8 @@ static __always_inline int decap(struct __sk_buff *skb, __u32 *net, const int v6
 		        v->remote[2] == ip6->saddr[2] && v->remote[3] == ip6->saddr[3];
 	else
 		local = v && v->remote[0] == ip4->saddr;
-	err = source_check(&key, src, at, local, outer == 0, now, n->refresh);
+	err = source_check(&key, src, at, local, at.kind == KIND_REMOTE ? ENTRY_PINNED : ENTRY_STICKY, outer == 0, now,
+	                   n->refresh);
 	if (err == -SRC_MOVED || err == -SRC_STATIC)
 		return err;
 	if (!err && (multicast || l2_is_multicast(inner)))
@@ -403,7 +406,7 @@ static __always_inline int from_vxlan(struct __sk_buff *skb, const struct port *
 		return -SRC_UNKNOWN;
 	/* Which VTEP it came from, the vxlan device has learnt or refused already. */
 	at = place_of(src);
-	err = source_check(&key, src, at, at.kind == KIND_REMOTE, 1, now, port->refresh);
+	err = source_check(&key, src, at, at.kind == KIND_REMOTE, ENTRY_STICKY, 1, now, port->refresh);
 	if (err)
 		return err;
 	/* vx_tc_decap just let a frame through for the kernel's sake: the bridge must see it too. */
@@ -527,7 +530,7 @@ int vx_tc_moved(struct __sk_buff *skb)
 	if (!src)
 		return TC_ACT_UNSPEC;
 	at = place_of(src);
-	if ((at.flags & ENTRY_STATIC) || at.kind == KIND_HOST)
+	if (at.flags & ENTRY_STICKY)
 		return TC_ACT_UNSPEC;
 	/* In hairpin mode a flooded frame of a remote source comes back out of the device that it came in by. */
 	if ((at.kind == KIND_REMOTE ? ifindex : at.to) != skb->ingress_ifindex)

@@ -237,11 +237,15 @@ func (v *view) entry(n *network, mac fdb.MAC, now time.Duration) (fdb.Entry, boo
 		if v.tc[b.Bridge].egress != "" {
 			return fdb.Entry{}, false
 		}
-		return fdb.Entry{Kind: fdb.Host, Port: uint32(n.bridge.Index), MTU: mtu16(n.bridge.MTU), Static: true, Seen: now}, true
+		return fdb.Entry{Kind: fdb.Host, Port: uint32(n.bridge.Index), MTU: mtu16(n.bridge.MTU), Static: true, Sticky: true, Seen: now}, true
 	}
 	if b.Link == n.link.Index {
 		d, ok := v.vxlanFDB[n.link.Index][mac]
 		if d.NextHop != 0 {
+			// A learning vxlan device drops whatever comes from such a MAC (vxlan_snoop).
+			if n.link.VXLAN.Learning {
+				return fdb.Entry{}, false
+			}
 			d.Dst = v.gateway(d.NextHop)
 		}
 		if !ok || !d.Dst.IsValid() || d.Dst.Is6() != n.v6() || d.IfIndex != 0 || d.VNI != 0 && d.VNI != n.cfg.VNI || d.Port != 0 && d.Port != n.cfg.Underlay.Port {
@@ -249,7 +253,7 @@ func (v *view) entry(n *network, mac fdb.MAC, now time.Duration) (fdb.Entry, boo
 		}
 		// Only where neither table ages: else the kernel must see a frame now and then.
 		static := (b.Static || b.Extern) && (d.Static || d.Extern)
-		return fdb.Entry{Kind: fdb.Remote, VTEP: d.Dst, Static: static, Seen: seen}, true
+		return fdb.Entry{Kind: fdb.Remote, VTEP: d.Dst, Static: static, Sticky: b.Sticky, Pinned: d.Static || !n.link.VXLAN.Learning, Seen: seen}, true
 	}
 	p, ok := v.links[b.Link]
 	if !ok || p.Master != n.bridge.Index {
@@ -258,8 +262,7 @@ func (v *view) entry(n *network, mac fdb.MAC, now time.Duration) (fdb.Entry, boo
 	if ok, _ := v.fastPort(n, p); !ok {
 		return fdb.Entry{}, false
 	}
-	// A sticky entry ages, but no frame moves it: not ours to remove when its MAC shows elsewhere.
-	e := fdb.Entry{Kind: fdb.Egress, Port: uint32(p.Index), MTU: mtu16(p.MTU), Static: b.Static || b.Extern || b.Sticky, Seen: seen}
+	e := fdb.Entry{Kind: fdb.Egress, Port: uint32(p.Index), MTU: mtu16(p.MTU), Static: b.Static || b.Extern, Sticky: b.Sticky, Seen: seen}
 	// bpf_redirect_peer drops where the other end is in this namespace, and goes
 	// around filters and shaping at the port's egress.
 	if p.Kind == "veth" && p.PeerElsewhere && v.tc[p.Index].egress == "" {

@@ -52,6 +52,7 @@ func sample() (*view, *network) {
 
 func TestEntry(t *testing.T) {
 	const now = 1000 * time.Second
+	noLearning := func(v *view) { v.links[vxIndex].VXLAN.Learning = false }
 	link := func(v *view, i int, f func(*kernel.Link)) { l := v.links[i]; f(&l); v.links[i] = l }
 	port := func(v *view, i int, f func(*kernel.Port)) {
 		link(v, i, func(l *kernel.Link) { p := *l.Port; f(&p); l.Port = &p })
@@ -65,7 +66,7 @@ func TestEntry(t *testing.T) {
 	}{
 		{"container", nil, hereMAC, fdb.Entry{Kind: fdb.Peer, Port: vethIndex, MTU: 1450, Seen: now - 3*time.Second}},
 		{"behind a VTEP", nil, farMAC, fdb.Entry{Kind: fdb.Remote, VTEP: farVTEP, Seen: now}},
-		{"the bridge's own address", nil, brMAC, fdb.Entry{Kind: fdb.Host, Port: brIndex, MTU: 1450, Static: true, Seen: now}},
+		{"the bridge's own address", nil, brMAC, fdb.Entry{Kind: fdb.Host, Port: brIndex, MTU: 1450, Static: true, Sticky: true, Seen: now}},
 		{"unknown", nil, fdb.MAC{2}, fdb.Entry{}},
 		{"a port's own address", func(v *view) {
 			v.setFDB(kernel.FDBEntry{MAC: fdb.MAC{2, 9}, Link: vethIndex, Bridge: brIndex, Local: true})
@@ -86,17 +87,24 @@ func TestEntry(t *testing.T) {
 		{"moved to another VTEP", func(v *view) {
 			v.setFDB(kernel.FDBEntry{MAC: farMAC, Link: vxIndex, Self: true, Static: true, Dst: elseV})
 		},
-			farMAC, fdb.Entry{Kind: fdb.Remote, VTEP: elseV, Seen: now}},
+			farMAC, fdb.Entry{Kind: fdb.Remote, VTEP: elseV, Pinned: true, Seen: now}},
 		{"next hop that is gone", func(v *view) { edit(v, func(e *kernel.FDBEntry) { e.NextHop = 7 }) }, farMAC, fdb.Entry{}},
-		{"next hop", func(v *view) {
+		{"next hop, learning", func(v *view) {
 			edit(v, func(e *kernel.FDBEntry) { e.NextHop, e.Dst = 7, netip.Addr{} })
 			v.nextHops = map[uint32]kernel.NextHop{7: {ID: 7, Gateway: elseV, FDB: true}}
-		}, farMAC, fdb.Entry{Kind: fdb.Remote, VTEP: elseV, Seen: now}},
+		}, farMAC, fdb.Entry{}},
+		{"next hop", func(v *view) {
+			noLearning(v)
+			edit(v, func(e *kernel.FDBEntry) { e.NextHop, e.Dst = 7, netip.Addr{} })
+			v.nextHops = map[uint32]kernel.NextHop{7: {ID: 7, Gateway: elseV, FDB: true}}
+		}, farMAC, fdb.Entry{Kind: fdb.Remote, VTEP: elseV, Pinned: true, Seen: now}},
 		{"next hop group of one", func(v *view) {
+			noLearning(v)
 			edit(v, func(e *kernel.FDBEntry) { e.NextHop, e.Dst = 9, netip.Addr{} })
 			v.nextHops = map[uint32]kernel.NextHop{7: {ID: 7, Gateway: elseV, FDB: true}, 9: {ID: 9, Group: []uint32{7}, FDB: true}}
-		}, farMAC, fdb.Entry{Kind: fdb.Remote, VTEP: elseV, Seen: now}},
+		}, farMAC, fdb.Entry{Kind: fdb.Remote, VTEP: elseV, Pinned: true, Seen: now}},
 		{"next hop group of two", func(v *view) {
+			noLearning(v)
 			edit(v, func(e *kernel.FDBEntry) { e.NextHop, e.Dst = 9, netip.Addr{} })
 			v.nextHops = map[uint32]kernel.NextHop{7: {ID: 7, Gateway: elseV, FDB: true}, 8: {ID: 8, Gateway: farVTEP, FDB: true},
 				9: {ID: 9, Group: []uint32{7, 8}, FDB: true}}
@@ -116,7 +124,7 @@ func TestEntry(t *testing.T) {
 			port(v, vxIndex, func(p *kernel.Port) { p.Isolated = true })
 		}, hereMAC, fdb.Entry{}},
 		{"sticky", func(v *view) { v.setFDB(kernel.FDBEntry{MAC: hereMAC, Link: vethIndex, Bridge: brIndex, Sticky: true}) }, hereMAC,
-			fdb.Entry{Kind: fdb.Peer, Port: vethIndex, MTU: 1450, Static: true, Seen: now}},
+			fdb.Entry{Kind: fdb.Peer, Port: vethIndex, MTU: 1450, Sticky: true, Seen: now}},
 		{"port locked", func(v *view) { port(v, vethIndex, func(p *kernel.Port) { p.Locked = true }) }, hereMAC, fdb.Entry{}},
 		{"port down", func(v *view) { link(v, vethIndex, func(l *kernel.Link) { l.Up = false }) }, hereMAC, fdb.Entry{}},
 		{"port of another bridge", func(v *view) { link(v, vethIndex, func(l *kernel.Link) { l.Master = 99 }) }, hereMAC, fdb.Entry{}},

@@ -29,6 +29,12 @@ func (f *FDB) Put(k fdb.Key, e fdb.Entry, vtep uint32) error {
 	if e.Static {
 		v.Flags |= bpf.EntryStatic
 	}
+	if e.Sticky {
+		v.Flags |= bpf.EntrySticky
+	}
+	if e.Pinned {
+		v.Flags |= bpf.EntryPinned
+	}
 	err := f.m.Put(fdbKey(k), v)
 	if errors.Is(err, ebpf.ErrKeyExist) || err == nil {
 		return nil
@@ -65,7 +71,8 @@ func (f *FDB) All(vtep func(uint32) netip.Addr) (fdb.Table, error) {
 	var v bpf.FDBEntry
 	it := f.m.Iterate()
 	for it.Next(&k, &v) {
-		e := fdb.Entry{Kind: fdb.Kind(v.Kind), Port: v.To, MTU: v.Mtu, Static: v.Flags&bpf.EntryStatic != 0, Seen: time.Duration(v.Seen)}
+		e := fdb.Entry{Kind: fdb.Kind(v.Kind), Port: v.To, MTU: v.Mtu, Static: v.Flags&bpf.EntryStatic != 0,
+			Sticky: v.Flags&bpf.EntrySticky != 0, Pinned: v.Flags&bpf.EntryPinned != 0, Seen: time.Duration(v.Seen)}
 		if e.Kind == fdb.Remote {
 			e.VTEP, e.Port = vtep(v.To), 0
 		}

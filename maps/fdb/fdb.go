@@ -130,6 +130,9 @@ type Entry struct {
 	VTEP netip.Addr
 	// Static entries do not age: configured, or learnt from a control plane.
 	Static bool
+	// Sticky: no frame from another bridge port moves the entry. Pinned: none
+	// from another VTEP does. In the kernel, static alone means neither.
+	Sticky, Pinned bool
 	// Seen is when the kernel last had a frame from this MAC, on
 	// CLOCK_MONOTONIC. Same does not look at it: the data path moves it on
 	// its own.
