@@ -22,10 +22,7 @@ func (h host) CreateBridge(name string, s reconcile.BridgeSpec) (int, error) {
 }
 
 func (h host) CreateVXLAN(name string, s reconcile.VXLANSpec) (int, error) {
-	l, err := h.Handle.CreateVXLAN(kernel.VXLANSpec{
-		Name: name, VNI: s.VNI, Device: s.Device, Local: s.Local, Group: s.Group, Port: s.Port, TTL: s.TTL, TOS: s.TOS,
-		DF: s.DF, SrcLow: s.SrcLow, SrcHigh: s.SrcHigh, Learning: s.Learning, Ageing: s.Ageing, UDPCsum: s.UDPCsum, MTU: s.MTU,
-	})
+	l, err := h.Handle.CreateVXLAN(kernel.VXLANSpec{Name: name, VXLAN: s.VXLAN, MTU: s.MTU})
 	if err != nil {
 		return 0, err
 	}

@@ -141,7 +141,7 @@ func addLink(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Check(err)
 		port, err := strconv.ParseUint(args[3], 10, 16)
 		ts.Check(err)
-		l, err = h.CreateVXLAN(kernel.VXLANSpec{Name: args[1], VNI: fdb.VNI(vni), Port: uint16(port), Learning: true})
+		l, err = h.CreateVXLAN(kernel.VXLANSpec{Name: args[1], VXLAN: kernel.VXLAN{VNI: fdb.VNI(vni), Port: uint16(port), Learning: true}})
 		ts.Check(err)
 	default:
 		ts.Fatalf("no such kind of link: %s", args[0])

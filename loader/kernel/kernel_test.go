@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/vxbpf/vxbpf/maps/fdb"
@@ -206,55 +207,53 @@ func TestVXLAN(t *testing.T) {
 	must(t, h.AddAddress(u.Index, prefix("fd00::1/64")))
 
 	for _, tc := range []struct {
-		spec VXLANSpec
-		want VXLAN
-		mtu  int
+		name string
+		VXLAN
+		mtu  int // given where above 0
+		want int
 	}{
-		{
-			VXLANSpec{Name: "plain", VNI: 1, Port: 4789},
-			VXLAN{VNI: 1, Port: 4789}, 1500,
-		}, {
-			VXLANSpec{Name: "full", VNI: 236, Device: u.Index, Local: addr("10.9.0.1"), Group: addr("239.1.1.1"),
-				Port: 4790, TTL: 5, TOS: 1, DF: 1, SrcLow: 40000, SrcHigh: 50000, Learning: true,
-				Ageing: 90 * time.Second, UDPCsum: true, MTU: 1400},
-			VXLAN{VNI: 236, Device: u.Index, Local: addr("10.9.0.1"), Group: addr("239.1.1.1"),
-				Port: 4790, TTL: 5, TOS: 1, DF: 1, SrcLow: 40000, SrcHigh: 50000, Learning: true,
-				Ageing: 90 * time.Second, UDPCsum: true}, 1400,
-		}, {
-			VXLANSpec{Name: "six", VNI: 16777215, Device: u.Index, Local: addr("fd00::1"), Group: addr("fd00::2"), Port: 4789},
-			VXLAN{VNI: 16777215, Device: u.Index, Local: addr("fd00::1"), Group: addr("fd00::2"), Port: 4789}, 1430,
-		}, {
-			VXLANSpec{Name: "mapped", VNI: 7, Device: u.Index, Local: addr("::ffff:10.9.0.1"), Port: 4789, DF: 2},
-			VXLAN{VNI: 7, Device: u.Index, Local: addr("10.9.0.1"), Port: 4789, DF: 2}, 1450,
-		},
+		{"plain", VXLAN{VNI: 1, Port: 4789}, 0, 1500},
+		{"full", VXLAN{VNI: 236, Device: u.Index, Local: addr("10.9.0.1"), Group: addr("239.1.1.1"), Port: 4790, TTL: 5, TOS: 1, DF: 1,
+			SrcLow: 40000, SrcHigh: 50000, Learning: true, Ageing: 90 * time.Second, UDPCsum: true}, 1400, 1400},
+		{"six", VXLAN{VNI: 16777215, Device: u.Index, Local: addr("fd00::1"), Group: addr("fd00::2"), Port: 4789}, 0, 1430},
+		{"mapped", VXLAN{VNI: 7, Device: u.Index, Local: addr("::ffff:10.9.0.1"), Port: 4789, DF: 2}, 0, 1450},
+		{"label", VXLAN{VNI: 8, Local: addr("fd00::1"), Port: 4791, LabelInherit: true, UDPZeroCsum6TX: true, UDPZeroCsum6RX: true}, 0, 1500},
+		{"bypass", VXLAN{VNI: 9, Port: 4789, TTLInherit: true, NoLocalBypass: true, MaxAddresses: 7}, 0, 1500},
 	} {
-		l, err := h.CreateVXLAN(tc.spec)
+		l, err := h.CreateVXLAN(VXLANSpec{Name: tc.name, VXLAN: tc.VXLAN, MTU: tc.mtu})
 		if err != nil {
-			t.Errorf("%s: %v", tc.spec.Name, err)
+			t.Errorf("%s: %v", tc.name, err)
 			continue
 		}
-		if diff := cmp.Diff(&tc.want, l.VXLAN, cmpAddr); diff != "" || l.MTU != tc.mtu || l.Kind != "vxlan" || l.Up {
-			t.Errorf("%s: %+v (-want +got):\n%s", tc.spec.Name, l, diff)
+		tc.Local = tc.Local.Unmap()
+		if diff := cmp.Diff(&tc.VXLAN, l.VXLAN, cmpAddr); diff != "" || l.MTU != tc.want || l.Kind != "vxlan" || l.Up {
+			t.Errorf("%s: %+v (-want +got):\n%s", tc.name, l, diff)
 		}
 		must(t, h.SetUp(l.Index))
 	}
 
-	_, err := h.CreateVXLAN(VXLANSpec{Name: "encap-mgmt", VNI: 1, Port: 4789})
+	_, err := h.CreateVXLAN(VXLANSpec{Name: "encap-mgmt", VXLAN: VXLAN{VNI: 1, Port: 4789}})
 	wantErr(t, err, unix.EEXIST, "create vxlan link encap-mgmt (vni 1, port 4789): a vxlan link with this VNI and port exists: ",
 		"A VXLAN device with the specified VNI already exists")
-	_, err = h.CreateVXLAN(VXLANSpec{Name: "plain", VNI: 99, Port: 4789})
+	_, err = h.CreateVXLAN(VXLANSpec{Name: "plain", VXLAN: VXLAN{VNI: 99, Port: 4789}})
 	wantErr(t, err, unix.EEXIST, "a link of this name exists")
-	_, err = h.CreateVXLAN(VXLANSpec{Name: "big", VNI: 1 << 24, Port: 4789})
+	_, err = h.CreateVXLAN(VXLANSpec{Name: "big", VXLAN: VXLAN{VNI: 1 << 24, Port: 4789}})
 	wantErr(t, err, unix.ERANGE)
-	_, err = h.CreateVXLAN(VXLANSpec{Name: "ttl", VNI: 50, Port: 4789, TTL: 256})
+	_, err = h.CreateVXLAN(VXLANSpec{Name: "ttl", VXLAN: VXLAN{VNI: 50, Port: 4789, TTL: 256}})
 	wantErr(t, err, unix.ERANGE)
-	_, err = h.CreateVXLAN(VXLANSpec{Name: "mixed", VNI: 51, Port: 4789, Local: addr("10.9.0.1"), Group: addr("fd00::2")})
+	_, err = h.CreateVXLAN(VXLANSpec{Name: "label4", VXLAN: VXLAN{VNI: 52, Port: 4789, FlowLabel: 5}})
+	wantErr(t, err, unix.EINVAL, "IPv6")
+	_, err = h.CreateVXLAN(VXLANSpec{Name: "label21", VXLAN: VXLAN{VNI: 53, Port: 4789, Local: addr("fd00::1"), FlowLabel: 1 << 20}})
+	wantErr(t, err, unix.ERANGE, "20 bits")
+	_, err = h.CreateVXLAN(VXLANSpec{Name: "turned", VXLAN: VXLAN{VNI: 54, Port: 4789, SrcLow: 2, SrcHigh: 1}})
+	wantErr(t, err, unix.EINVAL, "port range")
+	_, err = h.CreateVXLAN(VXLANSpec{Name: "mixed", VXLAN: VXLAN{VNI: 51, Port: 4789, Local: addr("10.9.0.1"), Group: addr("fd00::2")}})
 	if err == nil {
 		t.Error("a link of two address families was made")
 	}
 }
 
-// TestVXLANFlags reads what only iproute2 can set.
+// TestVXLANFlags reads what iproute2 sets, and makes the same device again.
 func TestVXLANFlags(t *testing.T) {
 	needIproute(t)
 	h := newNS(t)
@@ -265,6 +264,8 @@ func TestVXLANFlags(t *testing.T) {
 		{"id 1 dstport 4789 ttl inherit tos inherit df inherit", VXLAN{VNI: 1, TTLInherit: true, TOS: 1, DF: 2, UDPCsum: true, Learning: true, Ageing: 300 * time.Second}},
 		{"id 2 dstport 4789 nolearning proxy rsc l2miss l3miss ageing 4294967295", VXLAN{VNI: 2, Proxy: true, RSC: true, L2Miss: true, L3Miss: true, UDPCsum: true}},
 		{"id 3 dstport 4789 local ::1 noudpcsum udp6zerocsumtx udp6zerocsumrx flowlabel 0x12345", VXLAN{VNI: 3, Local: addr("::1"), UDPZeroCsum6TX: true, UDPZeroCsum6RX: true, FlowLabel: 0x12345, Learning: true, Ageing: 300 * time.Second}},
+		{"id 5 dstport 4789 local 127.0.0.1 tos 0x10 ttl 7 df set srcport 100 200 maxaddress 9 noudpcsum", VXLAN{VNI: 5, Local: addr("127.0.0.1"), TOS: 16, TTL: 7, DF: 1, SrcLow: 100, SrcHigh: 200, MaxAddresses: 9, Learning: true, Ageing: 300 * time.Second}},
+		{"id 6 dstport 4789 gbp", VXLAN{VNI: 6, GBP: true, UDPCsum: true, Learning: true, Ageing: 300 * time.Second}},
 		{"id 4 dstport 4789 gbp remcsumtx", VXLAN{VNI: 4, GBP: true, RemCsum: true, UDPCsum: true, Learning: true, Ageing: 300 * time.Second}},
 		{"dstport 4790 external gpe", VXLAN{Port: 4790, External: true, GPE: true, UDPCsum: true, Ageing: 300 * time.Second}},
 		{"dstport 4791 external vnifilter", VXLAN{Port: 4791, External: true, VNIFilter: true, UDPCsum: true, Ageing: 300 * time.Second}},
@@ -274,8 +275,23 @@ func TestVXLANFlags(t *testing.T) {
 		}
 		name := fmt.Sprintf("vx%d", i)
 		run(t, append([]string{"ip", "link", "add", name, "type", "vxlan"}, strings.Fields(tc.args)...)...)
-		if diff := cmp.Diff(&tc.want, mustLink(t, h, name).VXLAN, cmpAddr); diff != "" {
+		l := mustLink(t, h, name)
+		if diff := cmp.Diff(&tc.want, l.VXLAN, cmpAddr); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", tc.args, diff)
+		}
+		if l.VXLAN.RemCsum {
+			continue
+		}
+		shown := func() string {
+			s := run(t, "ip", "-d", "link", "show", name)
+			return s[strings.Index(s, "vxlan "):]
+		}
+		want := shown()
+		must(t, h.DeleteLink(l.Index))
+		if _, err := h.CreateVXLAN(VXLANSpec{Name: name, VXLAN: *l.VXLAN}); err != nil {
+			t.Errorf("%s: make it again: %v", tc.args, err)
+		} else if got := shown(); got != want {
+			t.Errorf("%s: made again\n%s, was\n%s", tc.args, got, want)
 		}
 	}
 }
@@ -288,7 +304,7 @@ func TestSetVXLAN(t *testing.T) {
 	must(t, h.AddAddress(u.Index, prefix("10.9.0.1/24")))
 	must(t, h.AddAddress(u.Index, prefix("10.9.0.9/24")))
 	must(t, h.AddAddress(u.Index, prefix("fd00::1/64")))
-	vx := mustVXLAN(t, h, VXLANSpec{Name: "vx", VNI: 236, Device: u.Index, Local: addr("10.9.0.1"), Port: 4789, Ageing: time.Minute})
+	vx := mustVXLAN(t, h, VXLANSpec{Name: "vx", VXLAN: VXLAN{VNI: 236, Device: u.Index, Local: addr("10.9.0.1"), Port: 4789, Ageing: time.Minute}})
 	state := func() VXLAN { return *mustLink(t, h, "vx").VXLAN }
 	want := state()
 	step := func(name string, c VXLANChange, f func(*VXLAN)) {
@@ -305,7 +321,11 @@ func TestSetVXLAN(t *testing.T) {
 	step("nothing", VXLANChange{}, func(v *VXLAN) {})
 	step("ttl", VXLANChange{TTL: ptr(9)}, func(v *VXLAN) { v.TTL = 9 })
 	step("tos", VXLANChange{TOS: ptr(16)}, func(v *VXLAN) { v.TOS = 16 })
+	step("tos inherit", VXLANChange{TOS: ptr(1)}, func(v *VXLAN) { v.TOS = 1 })
+	step("no tos", VXLANChange{TOS: ptr(0)}, func(v *VXLAN) { v.TOS = 0 })
 	step("df", VXLANChange{DF: ptr(1)}, func(v *VXLAN) { v.DF = 1 })
+	step("df inherit", VXLANChange{DF: ptr(2)}, func(v *VXLAN) { v.DF = 2 })
+	step("no df", VXLANChange{DF: ptr(0)}, func(v *VXLAN) { v.DF = 0 })
 	step("ageing", VXLANChange{Ageing: ptr(time.Duration(0))}, func(v *VXLAN) { v.Ageing = 0 })
 	step("learning on", VXLANChange{Learning: ptr(true)}, func(v *VXLAN) { v.Learning = true })
 	step("learning off", VXLANChange{Learning: ptr(false)}, func(v *VXLAN) { v.Learning = false })
@@ -339,9 +359,63 @@ func TestSetVXLAN(t *testing.T) {
 	wantErr(t, h.SetVXLAN(vx.Index, VXLANChange{Device: ptr(0)}), unix.EINVAL)
 	wantErr(t, h.SetVXLAN(u.Index, VXLANChange{TTL: ptr(1)}), unix.EINVAL, `u0 is a "veth" link`)
 	wantErr(t, h.SetVXLAN(9999, VXLANChange{TTL: ptr(1)}), unix.ENODEV)
+	wantErr(t, h.SetVXLAN(vx.Index, VXLANChange{FlowLabel: ptr(uint32(5))}), unix.EINVAL, "IPv6")
 	if diff := cmp.Diff(want, state(), cmpAddr); diff != "" {
 		t.Errorf("refused changes changed (-want +got):\n%s", diff)
 	}
+
+	vx = mustVXLAN(t, h, VXLANSpec{Name: "vx6", VXLAN: VXLAN{VNI: 6, Local: addr("fd00::1"), Port: 4789, TTLInherit: true}})
+	state = func() VXLAN { return *mustLink(t, h, "vx6").VXLAN }
+	want = state()
+	step("flow label", VXLANChange{FlowLabel: ptr(uint32(0xfffff))}, func(v *VXLAN) { v.FlowLabel = 0xfffff })
+	step("label inherit", VXLANChange{LabelInherit: ptr(true)}, func(v *VXLAN) { v.LabelInherit = true })
+	step("label fixed", VXLANChange{LabelInherit: ptr(false), FlowLabel: ptr(uint32(0))}, func(v *VXLAN) { v.LabelInherit, v.FlowLabel = false, 0 })
+	step("ttl that inherit hides", VXLANChange{TTL: ptr(9)}, func(v *VXLAN) { v.TTL = 9 })
+	step("df over IPv6", VXLANChange{DF: ptr(1)}, func(v *VXLAN) { v.DF = 1 })
+	// What has no field in VXLANChange, because no device takes it.
+	for what, a := range map[string]struct {
+		typ   int
+		value []byte
+	}{
+		"port range":        {unix.IFLA_VXLAN_PORT_RANGE, []byte{0, 1, 0, 2}},
+		"UDP_CSUM":          {unix.IFLA_VXLAN_UDP_CSUM, boolByte(true)},
+		"UDP_ZERO_CSUM6_TX": {unix.IFLA_VXLAN_UDP_ZERO_CSUM6_TX, boolByte(true)},
+		"UDP_ZERO_CSUM6_RX": {unix.IFLA_VXLAN_UDP_ZERO_CSUM6_RX, boolByte(true)},
+		"TTL_INHERIT":       {unix.IFLA_VXLAN_TTL_INHERIT, nil},
+		"limit":             {unix.IFLA_VXLAN_LIMIT, nl.Uint32Attr(5)},
+	} {
+		data := nl.NewRtAttr(unix.IFLA_INFO_DATA, nil)
+		data.AddRtAttr(a.typ, a.value)
+		err := h.setLink(vx.Index, 0, 0, linkInfo("vxlan", data))
+		wantErr(t, err, unix.EOPNOTSUPP, "annot change "+what)
+	}
+	if diff := cmp.Diff(want, state(), cmpAddr); diff != "" {
+		t.Errorf("refused changes changed (-want +got):\n%s", diff)
+	}
+}
+
+// TestOneSocket: vxlan devices of one family share the UDP socket of their
+// port, so those that are up must agree on what it accepts.
+func TestOneSocket(t *testing.T) {
+	h := newNS(t)
+	must(t, h.AddAddress(mustLink(t, h, "lo").Index, prefix("fd00::1/128")))
+	first := VXLAN{VNI: 1, Port: 4789, Local: addr("fd00::1"), UDPZeroCsum6RX: true}
+	mustVXLAN(t, h, VXLANSpec{Name: "vx", VXLAN: first})
+	for name, f := range map[string]func(*VXLAN){
+		"zerorx": func(v *VXLAN) { v.UDPZeroCsum6RX = false },
+		"gbp":    func(v *VXLAN) { v.GBP = true },
+	} {
+		s := VXLANSpec{Name: name, VXLAN: first}
+		s.VNI = 2
+		f(&s.VXLAN)
+		l, err := h.CreateVXLAN(s)
+		must(t, err)
+		wantErr(t, h.SetUp(l.Index), unix.EADDRINUSE)
+		must(t, h.DeleteLink(l.Index))
+	}
+	// What is sent is each device's own, and so is the other family's socket.
+	mustVXLAN(t, h, VXLANSpec{Name: "zerotx", VXLAN: VXLAN{VNI: 2, Port: 4789, Local: addr("fd00::1"), UDPZeroCsum6RX: true, UDPZeroCsum6TX: true}})
+	mustVXLAN(t, h, VXLANSpec{Name: "four", VXLAN: VXLAN{VNI: 3, Port: 4789, GBP: true}})
 }
 
 func fdbOf(t *testing.T, h *Handle) []FDBEntry {
@@ -373,7 +447,7 @@ func overlay(t *testing.T, h *Handle) (br, vx, port, u Link) {
 	u, _ = veth(t, h, "u0", "u1", nil)
 	must(t, h.AddAddress(u.Index, prefix("10.9.0.1/24")))
 	br = mustBridge(t, h, "br0")
-	vx = mustVXLAN(t, h, VXLANSpec{Name: "vx", VNI: 236, Device: u.Index, Local: addr("10.9.0.1"), Port: 4789, Learning: true, Ageing: time.Minute})
+	vx = mustVXLAN(t, h, VXLANSpec{Name: "vx", VXLAN: VXLAN{VNI: 236, Device: u.Index, Local: addr("10.9.0.1"), Port: 4789, Learning: true, Ageing: time.Minute}})
 	port, _ = veth(t, h, "p0", "p1", nil)
 	attach(t, h, br, vx, port)
 	return br, vx, port, u
@@ -502,8 +576,8 @@ func TestFDBAgainstIproute(t *testing.T) {
 	needIproute(t)
 	h := newNS(t)
 	br, _, _, u := overlay(t, h)
-	group := mustVXLAN(t, h, VXLANSpec{Name: "vxg", VNI: 9, Device: u.Index, Group: addr("239.1.1.1"), Port: 4789, Learning: true})
-	six := mustVXLAN(t, h, VXLANSpec{Name: "vx6", VNI: 10, Local: addr("::1"), Port: 4789})
+	group := mustVXLAN(t, h, VXLANSpec{Name: "vxg", VXLAN: VXLAN{VNI: 9, Device: u.Index, Group: addr("239.1.1.1"), Port: 4789, Learning: true}})
+	six := mustVXLAN(t, h, VXLANSpec{Name: "vx6", VXLAN: VXLAN{VNI: 10, Local: addr("::1"), Port: 4789}})
 	run(t, "ip", "link", "set", "br0", "address", "02:11:11:11:11:11")
 	run(t, "ip", "link", "add", "vxe", "type", "vxlan", "external", "dstport", "4790")
 	run(t, "ip", "nexthop", "add", "id", "10", "via", "10.9.0.7", "fdb")

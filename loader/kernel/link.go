@@ -131,6 +131,12 @@ func (d *decoder) vxlan(b []byte) *VXLAN {
 			vx.DF = int(d.u8(v))
 		case unix.IFLA_VXLAN_LABEL:
 			vx.FlowLabel = uint32(d.be16(v))<<16 | uint32(d.be16(d.fixed(v, 4)[2:]))
+		case unix.IFLA_VXLAN_LABEL_POLICY: // enum ifla_vxlan_label_policy
+			vx.LabelInherit = d.u32(v) == labelInherit
+		case unix.IFLA_VXLAN_LIMIT:
+			vx.MaxAddresses = d.u32(v)
+		case unix.IFLA_VXLAN_LOCALBYPASS:
+			vx.NoLocalBypass = !d.flag(v)
 		case unix.IFLA_VXLAN_LEARNING:
 			vx.Learning = d.flag(v)
 		case unix.IFLA_VXLAN_AGEING:

@@ -56,10 +56,12 @@ type VXLAN struct {
 	Port     uint16     // UDP destination port, host order
 	TTL      int        // 0: kernel default (1 for multicast, route default for unicast)
 	TOS      int        // 1: inherit
-	DF       int        // 0 unset, 1 set, 2 inherit
+	DF       int        // 0 unset, 1 set, 2 inherit; of outer IPv4 packets
 	Learning bool
-	Ageing   time.Duration // 0: never
-	SrcLow   uint16        // UDP source port range, host order; 0,0: the system's local port range
+	Ageing   time.Duration // in steps of 1 s. 0: never
+	// SrcLow, SrcHigh are the UDP source port range, host order: SrcLow up to
+	// SrcHigh-1. Where that is empty, as in 0,0: the system's local port range.
+	SrcLow   uint16
 	SrcHigh  uint16
 	UDPCsum  bool // outer UDP checksum on an IPv4 underlay
 	External bool // collect-metadata: it has no VNI of its own
@@ -76,7 +78,13 @@ type VXLAN struct {
 	RemCsum        bool // remote checksum offload, either way: a VXLAN header bit in use
 	VNIFilter      bool // External with a list of VNIs
 	FlowLabel      uint32
+	LabelInherit   bool   // the flow label is copied from the inner IPv6 packet (6.8)
+	MaxAddresses   uint32 // of the forwarding table. 0: no limit
+	NoLocalBypass  bool   // what is for a VTEP on this host is sent like the rest (6.5)
 }
+
+// V6 reports an IPv6 underlay.
+func (v *VXLAN) V6() bool { return v.Local.Is6() || v.Group.Is6() }
 
 // Port holds the attributes of a bridge port.
 type Port struct {

@@ -24,39 +24,31 @@ import (
 // 0 for "the default, 300 s" and has no value for never; this is 136 years.
 const vxlanNever = math.MaxUint32
 
-// VXLANSpec says how a new vxlan device shall be.
+// labelInherit is VXLAN_LABEL_INHERIT; 0 is VXLAN_LABEL_FIXED.
+const labelInherit = 1
+
+// VXLANSpec says how a new vxlan device shall be. Of VXLAN, Local or Group
+// makes the device IPv4 or IPv6, with neither it is IPv4; a multicast Group
+// needs Device; Port 0 is the kernel's 8472. RemCsum, which does not say which
+// way, is not written.
 type VXLANSpec struct {
-	Name   string
-	VNI    fdb.VNI
-	Device int // ifindex of the underlay device, 0: by route
-	// Local is the outer source address. Invalid: the route's. It (or Group)
-	// makes the device IPv4 or IPv6; with neither it is IPv4.
-	Local netip.Addr
-	Group netip.Addr // multicast group, needs Device, or single remote; invalid: none
-	Port  uint16     // UDP destination port, host order. 0: the kernel's 8472
-	TTL   int        // 0: the kernel's default, 1 for a multicast group, the route's for unicast
-	TOS   int        // 1: inherit
-	DF    int        // 0 unset, 1 set, 2 inherit; for IPv4
-	// SrcLow, SrcHigh bound the UDP source port, host order, both included. 0,0: the local port range.
-	SrcLow, SrcHigh uint16
-	Learning        bool
-	Ageing          time.Duration // in steps of 1 s. 0: never
-	// UDPCsum: send an outer UDP checksum on an IPv4 underlay. On IPv6 it is
-	// always sent, as RFC 8200 section 8.1 wants.
-	UDPCsum bool
-	MTU     int // bytes, Ethernet header excluded. 0: Device's less the overhead, else 1500
+	Name string
+	VXLAN
+	MTU int // bytes, Ethernet header excluded. 0: Device's less the overhead, else 1500
 }
 
 // VXLANChange says what to change of a vxlan device; nil leaves a value alone.
 type VXLANChange struct {
-	TTL      *int
-	TOS      *int
-	DF       *int
-	Ageing   *time.Duration // in steps of 1 s. 0: never
-	Learning *bool
-	Local    *netip.Addr // invalid: unset
-	Group    *netip.Addr // invalid: none
-	Device   *int        // ifindex, not 0
+	TTL          *int
+	TOS          *int
+	DF           *int
+	FlowLabel    *uint32
+	LabelInherit *bool
+	Ageing       *time.Duration // in steps of 1 s. 0: never
+	Learning     *bool
+	Local        *netip.Addr // invalid: unset
+	Group        *netip.Addr // invalid: none
+	Device       *int        // ifindex, not 0
 }
 
 // CreateVXLAN makes a vxlan device, administratively down. The error wraps
@@ -86,7 +78,9 @@ func (s VXLANSpec) data() (*nl.RtAttr, error) {
 		return nil, fmt.Errorf("vni %d: want at most %d: %w", s.VNI, fdb.MaxVNI, unix.ERANGE)
 	}
 	data := nl.NewRtAttr(unix.IFLA_INFO_DATA, nil)
-	data.AddRtAttr(unix.IFLA_VXLAN_ID, nl.Uint32Attr(uint32(s.VNI)))
+	if !s.External {
+		data.AddRtAttr(unix.IFLA_VXLAN_ID, nl.Uint32Attr(uint32(s.VNI)))
+	}
 	if s.Port != 0 {
 		data.AddRtAttr(unix.IFLA_VXLAN_PORT, nl.BEUint16Attr(s.Port))
 	}
@@ -95,9 +89,39 @@ func (s VXLANSpec) data() (*nl.RtAttr, error) {
 		data.AddRtAttr(unix.IFLA_VXLAN_PORT_RANGE, binary.BigEndian.AppendUint16(r, s.SrcHigh))
 	}
 	data.AddRtAttr(unix.IFLA_VXLAN_UDP_CSUM, boolByte(s.UDPCsum))
+	// What is off by default is left out: an older kernel need not know it.
+	for _, o := range []struct {
+		typ   int
+		on    bool
+		value []byte // nil: a flag, its presence means on
+	}{
+		{unix.IFLA_VXLAN_UDP_ZERO_CSUM6_TX, s.UDPZeroCsum6TX, boolByte(true)},
+		{unix.IFLA_VXLAN_UDP_ZERO_CSUM6_RX, s.UDPZeroCsum6RX, boolByte(true)},
+		{unix.IFLA_VXLAN_TTL_INHERIT, s.TTLInherit, nil},
+		{unix.IFLA_VXLAN_COLLECT_METADATA, s.External, boolByte(true)},
+		{unix.IFLA_VXLAN_VNIFILTER, s.VNIFilter, boolByte(true)},
+		{unix.IFLA_VXLAN_GBP, s.GBP, nil},
+		{unix.IFLA_VXLAN_GPE, s.GPE, nil},
+		{unix.IFLA_VXLAN_PROXY, s.Proxy, boolByte(true)},
+		{unix.IFLA_VXLAN_RSC, s.RSC, boolByte(true)},
+		{unix.IFLA_VXLAN_L2MISS, s.L2Miss, boolByte(true)},
+		{unix.IFLA_VXLAN_L3MISS, s.L3Miss, boolByte(true)},
+		{unix.IFLA_VXLAN_LIMIT, s.MaxAddresses != 0, nl.Uint32Attr(s.MaxAddresses)},
+		{unix.IFLA_VXLAN_LOCALBYPASS, s.NoLocalBypass, boolByte(false)},
+	} {
+		if o.on {
+			data.AddRtAttr(o.typ, o.value)
+		}
+	}
 	c := VXLANChange{TTL: &s.TTL, TOS: &s.TOS, Ageing: &s.Ageing, Learning: &s.Learning}
 	if s.DF != 0 {
 		c.DF = &s.DF
+	}
+	if s.FlowLabel != 0 {
+		c.FlowLabel = &s.FlowLabel
+	}
+	if s.LabelInherit {
+		c.LabelInherit = &s.LabelInherit
 	}
 	if s.Device != 0 {
 		c.Device = &s.Device
@@ -146,6 +170,15 @@ func (c VXLANChange) put(data *nl.RtAttr, v6 bool) error {
 		octet(unix.IFLA_VXLAN_TOS, c.TOS),
 		octet(unix.IFLA_VXLAN_DF, c.DF),
 	)
+	if c.FlowLabel != nil {
+		if *c.FlowLabel > 0xfffff {
+			err = errors.Join(err, fmt.Errorf("flow label %#x: want 20 bits: %w", *c.FlowLabel, unix.ERANGE))
+		}
+		data.AddRtAttr(unix.IFLA_VXLAN_LABEL, binary.BigEndian.AppendUint32(nil, *c.FlowLabel))
+	}
+	if c.LabelInherit != nil {
+		data.AddRtAttr(unix.IFLA_VXLAN_LABEL_POLICY, nl.Uint32Attr(uint32(boolByte(*c.LabelInherit)[0])))
+	}
 	if c.Ageing != nil {
 		seconds := uint32(*c.Ageing / time.Second)
 		if *c.Ageing == 0 {
@@ -168,14 +201,15 @@ func (c VXLANChange) put(data *nl.RtAttr, v6 bool) error {
 // traffic stay. What kernel 6.18 takes from a device that is up, tried one
 // attribute at a time:
 //
-//	ttl, tos, df, ageing, learning   yes
+//	ttl, tos, df, ageing, learning   yes; a ttl is stored but has no effect on a device with ttl inherit
+//	flow label                       yes, on an IPv6 device; so is the flow label policy
 //	local                            yes, within its address family, and to unset
 //	group                            yes, within its address family, and to none; the
 //	                                 multicast group is left and joined (before 6.15
 //	                                 not until the device is set down and up)
 //	device                           yes, to another; not to none
 //	vni, port, source port range,    no: EOPNOTSUPP, and the kernel's sentence says
-//	udp checksum, ttl inherit, gbp,  which; delete and create the device
+//	udp checksums, ttl inherit, gbp, which; delete and create the device
 //	gpe, external, proxy, rsc,
 //	l2miss, l3miss, max addresses
 //
@@ -206,7 +240,7 @@ func (h *Handle) setVXLAN(index int, c VXLANChange) error {
 		return fmt.Errorf("%s is a %q link: %w", l.Name, l.Kind, unix.EINVAL)
 	}
 	data := nl.NewRtAttr(unix.IFLA_INFO_DATA, nil)
-	if err := c.put(data, l.VXLAN.Local.Is6() || l.VXLAN.Group.Is6()); err != nil {
+	if err := c.put(data, l.VXLAN.V6()); err != nil {
 		return err
 	}
 	if err := h.setLink(index, 0, 0, linkInfo("vxlan", data)); err != nil {
