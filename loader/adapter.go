@@ -29,16 +29,6 @@ func (h host) CreateVXLAN(name string, s reconcile.VXLANSpec) (int, error) {
 	return l.Index, h.restoreMAC(l, s.MAC)
 }
 
-func (h host) SetBridge(ifindex int, c reconcile.BridgeChange) error {
-	return h.Handle.SetBridge(ifindex, kernel.BridgeChange(c))
-}
-
-func (h host) SetVXLAN(ifindex int, c reconcile.VXLANChange) error {
-	return h.Handle.SetVXLAN(ifindex, kernel.VXLANChange{
-		TTL: c.TTL, Learning: c.Learning, Ageing: c.Ageing, Group: c.Group, Local: c.Local, Device: c.Device,
-	})
-}
-
 // restoreMAC gives a link that is made again the address it had.
 func (h host) restoreMAC(l kernel.Link, mac fdb.MAC) error {
 	if mac.IsZero() || mac == l.MAC {

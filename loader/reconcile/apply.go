@@ -22,29 +22,18 @@ type BridgeSpec struct {
 	MAC fdb.MAC // zero: the kernel's choice
 }
 
-// BridgeChange changes what is not nil, in place.
-type BridgeChange struct {
-	STP          *bool
-	ForwardDelay *time.Duration
-	Ageing       *time.Duration
-}
+// BridgeChange and VXLANChange change what is not nil, in place. Group, Local
+// and Device only if Options.InPlace has them.
+type (
+	BridgeChange = kernel.BridgeChange
+	VXLANChange  = kernel.VXLANChange
+)
 
 // VXLANSpec is a vxlan link to be made.
 type VXLANSpec struct {
 	kernel.VXLAN
 	MAC fdb.MAC // zero: the kernel's choice
 	MTU int     // bytes, always given
-}
-
-// VXLANChange changes what is not nil, in place.
-type VXLANChange struct {
-	TTL      *int
-	Learning *bool
-	Ageing   *time.Duration
-	// The next three only if Options.InPlace has them.
-	Group  *netip.Addr
-	Local  *netip.Addr
-	Device *int // ifindex
 }
 
 // Kernel is what Apply needs to be able to do. A call that returns an error has
@@ -366,6 +355,32 @@ func parse(s Snapshot, l *kernel.Link, a Attr, text string) (value, error) {
 		return value{bridge(BridgeChange{Ageing: &dur}), func() { l.Bridge.Ageing = dur }}, nil
 	case l.VXLAN != nil && a == AttrTTL && numErr == nil:
 		return value{vxlan(VXLANChange{TTL: &num}), func() { l.VXLAN.TTL = num }}, nil
+	case l.VXLAN != nil && a == AttrTOS:
+		tos, inherited, err := parseNumber(text)
+		if err != nil {
+			return value{}, bad
+		}
+		if inherited {
+			tos = tosInherit
+		}
+		return value{vxlan(VXLANChange{TOS: &tos}), func() { l.VXLAN.TOS = tos }}, nil
+	case l.VXLAN != nil && a == AttrDF:
+		df := slices.Index(dfNames, text)
+		if df < 0 {
+			return value{}, bad
+		}
+		return value{vxlan(VXLANChange{DF: &df}), func() { l.VXLAN.DF = df }}, nil
+	case l.VXLAN != nil && a == AttrFlowLabel:
+		n, inherited, err := parseNumber(text)
+		if err != nil {
+			return value{}, bad
+		}
+		label := uint32(n)
+		c := VXLANChange{FlowLabel: &label}
+		if inherited != l.VXLAN.LabelInherit { // else a kernel that has no such attribute is not asked
+			c.LabelInherit = &inherited
+		}
+		return value{vxlan(c), func() { l.VXLAN.FlowLabel, l.VXLAN.LabelInherit = label, inherited }}, nil
 	case l.VXLAN != nil && a == AttrLearning:
 		return value{vxlan(VXLANChange{Learning: &flag}), func() { l.VXLAN.Learning = flag }}, nil
 	case l.VXLAN != nil && a == AttrAgeing && durErr == nil:

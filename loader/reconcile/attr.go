@@ -3,10 +3,13 @@
 package reconcile
 
 import (
+	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 
+	"github.com/vxbpf/vxbpf/loader/config"
 	"github.com/vxbpf/vxbpf/loader/kernel"
 )
 
@@ -14,33 +17,46 @@ import (
 // and between the two.
 type Attr string
 
-// The attributes. The first eight can always be changed in place; AttrGroup,
-// AttrLocal and AttrDevice only where Options.InPlace says so; the rest never.
+// The attributes. Those up to AttrFlowLabel can always be changed in place, a
+// ttl but to and from inherit; AttrGroup, AttrLocal and AttrDevice only where
+// Options.InPlace says so; the rest never.
 const (
 	AttrSTP          Attr = "stp"           // bridge: on, off
 	AttrForwardDelay Attr = "forward_delay" // bridge: a duration
 	AttrAgeing       Attr = "ageing"        // bridge, vxlan: a duration
 	AttrMTU          Attr = "mtu"           // bytes
 	AttrState        Attr = "state"         // up, down
-	AttrTTL          Attr = "ttl"           // vxlan: 0 is the kernel's default
 	AttrLearning     Attr = "learning"      // vxlan: on, off
 	AttrMaster       Attr = "bridge"        // the bridge a link is a port of
+	AttrTTL          Attr = "ttl"           // vxlan: a number, 0 is the kernel's default, or inherit
+	AttrTOS          Attr = "tos"           // vxlan: a number, or inherit
+	AttrDF           Attr = "df"            // vxlan: unset, set, inherit
+	AttrFlowLabel    Attr = "flow_label"    // vxlan: a number, or inherit
 
 	AttrGroup  Attr = "group"  // vxlan: address, or none
 	AttrLocal  Attr = "local"  // vxlan: address, or none
 	AttrDevice Attr = "device" // vxlan: name of the underlay device, or none
 
-	AttrVNI      Attr = "vni"
-	AttrPort     Attr = "port"
-	AttrExternal Attr = "external"
-	AttrGBP      Attr = "gbp"
-	AttrGPE      Attr = "gpe"
+	AttrVNI         Attr = "vni"
+	AttrPort        Attr = "port"
+	AttrSourcePorts Attr = "source_ports"   // [low, high], or system
+	AttrUDPChecksum Attr = "udp_checksum"   // on, off: what is sent
+	AttrZeroCsumRX  Attr = "udp6zerocsumrx" // on: IPv6 packets without a UDP checksum are taken
+	AttrExternal    Attr = "external"
+	AttrGBP         Attr = "gbp"
+	AttrGPE         Attr = "gpe"
 )
 
 const (
 	none    = "none"
 	inherit = "inherit"
+	system  = "system"
 )
+
+// The kernel's numbers for what has names here.
+const tosInherit = 1
+
+var dfNames = []string{string(config.DFUnset), string(config.DFSet), string(config.DFInherit)}
 
 // NeverAges is the ageing time of a bridge whose entries shall never age. A
 // bridge with ageing 0 forgets at once (br_fdb.c, has_expired); only a vxlan
@@ -105,6 +121,47 @@ func nameText(n string) string {
 	return n
 }
 
+// numberText is the text of a number that may be inherited instead.
+func numberText(n int, inherited bool) string {
+	if inherited {
+		return inherit
+	}
+	return fmt.Sprintf("%#x", n)
+}
+
+// parseNumber undoes numberText.
+func parseNumber(text string) (n int, inherited bool, err error) {
+	if text == inherit {
+		return 0, true, nil
+	}
+	v, err := strconv.ParseInt(text, 0, 32)
+	return int(v), false, err
+}
+
+func portsText(low, high uint16) string {
+	if low >= high { // to the kernel too
+		return system
+	}
+	return fmt.Sprintf("[%d, %d]", low, high)
+}
+
+// vxlan is the vxlan link that a network asks for, defaults where the config
+// says nothing.
+func (t *target) vxlan() kernel.VXLAN {
+	n, u := t.net, t.net.Underlay
+	checksum := deref(u.UDPChecksum, t.v6)
+	v := kernel.VXLAN{
+		VNI: n.VNI, Device: t.device.Index, Local: t.local, Group: n.Group, Port: u.Port, Learning: n.Learning, Ageing: n.Ageing,
+		TTL: u.TTL, TTLInherit: u.TTLInherit, TOS: u.TOS, DF: max(slices.Index(dfNames, string(u.DF)), 0), FlowLabel: u.FlowLabel,
+		SrcLow: u.SourceLow, SrcHigh: u.SourceHigh,
+		UDPCsum: !t.v6 && checksum, UDPZeroCsum6TX: t.v6 && !checksum, UDPZeroCsum6RX: t.acceptZero,
+	}
+	if u.TOSInherit {
+		v.TOS = tosInherit
+	}
+	return v
+}
+
 // attr returns the text of an attribute, "" if the link has no such attribute.
 func (s Snapshot) attr(l kernel.Link, a Attr) string {
 	switch a {
@@ -135,6 +192,21 @@ func (s Snapshot) attr(l kernel.Link, a Attr) string {
 				return inherit
 			}
 			return strconv.Itoa(v.TTL)
+		case AttrTOS:
+			return numberText(v.TOS, v.TOS == tosInherit)
+		case AttrDF:
+			if v.DF < len(dfNames) {
+				return dfNames[v.DF]
+			}
+			return strconv.Itoa(v.DF)
+		case AttrFlowLabel:
+			return numberText(int(v.FlowLabel), v.LabelInherit)
+		case AttrSourcePorts:
+			return portsText(v.SrcLow, v.SrcHigh)
+		case AttrUDPChecksum:
+			return onOff(v.V6() && !v.UDPZeroCsum6TX || !v.V6() && v.UDPCsum)
+		case AttrZeroCsumRX:
+			return onOff(v.UDPZeroCsum6RX)
 		case AttrLearning:
 			return onOff(v.Learning)
 		case AttrGroup:

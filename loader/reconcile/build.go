@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/vxbpf/vxbpf/loader/config"
 	"github.com/vxbpf/vxbpf/loader/kernel"
 	"github.com/vxbpf/vxbpf/maps/fdb"
 )
@@ -19,6 +20,13 @@ import (
 func (b *builder) act(a Action) {
 	a.Net = b.network
 	b.plan.Actions = append(b.plan.Actions, a)
+}
+
+// note adds a notice to the plan, once.
+func (b *builder) note(text string) {
+	if !slices.Contains(b.plan.Notices, text) {
+		b.plan.Notices = append(b.plan.Notices, text)
+	}
 }
 
 // step adds a change of the host to the plan. what names it in errors.
@@ -348,11 +356,8 @@ func (b *builder) buildLink(t *target) int {
 	switch t.linkFate {
 	case absent, replaced:
 		rec := OwnedLink{Name: n.Link, Kind: kindVXLAN, VNI: n.VNI, Port: n.Underlay.Port}
-		st := LinkState{Kind: kindVXLAN, MTU: mtu, VXLAN: &kernel.VXLAN{
-			VNI: n.VNI, Device: t.device.Index, Local: t.local, Group: n.Group, Port: n.Underlay.Port, TTL: n.Underlay.TTL,
-			Learning: n.Learning, Ageing: n.Ageing,
-			UDPCsum: false, // on IPv4; IPv6 keeps the kernel's default, on, which has fields of its own
-		}}
+		want := t.vxlan()
+		st := LinkState{Kind: kindVXLAN, MTU: mtu, VXLAN: &want}
 		if r, ok := first(b.owned.Links, func(r OwnedLink) bool { return r.Name == n.Link && r.Kind == kindVXLAN }); ok {
 			rec.Replaced = r.Replaced
 		}
@@ -377,7 +382,18 @@ func (b *builder) buildLink(t *target) int {
 		old = kernel.Link{}
 	case ours, adopted:
 		w := &wants{b: b, link: old, made: t.linkFate == ours, list: t.inPlace}
-		w.add(AttrTTL, n.Underlay.TTL > 0, strconv.Itoa(n.Underlay.TTL))
+		want := t.vxlan()
+		for _, a := range []struct {
+			attr  Attr
+			given bool
+		}{
+			{AttrTTL, givenTTL(n.Underlay)},
+			{AttrTOS, n.Underlay.Given&config.GivenTOS != 0},
+			{AttrDF, n.Underlay.Given&config.GivenDF != 0},
+			{AttrFlowLabel, n.Underlay.Given&config.GivenFlowLabel != 0},
+		} {
+			w.add(a.attr, a.given, b.snap.attr(kernel.Link{VXLAN: &want}, a.attr))
+		}
 		w.add(AttrLearning, true, onOff(n.Learning))
 		w.add(AttrAgeing, true, n.Ageing.String())
 		w.add(AttrMTU, n.MTU > 0, strconv.Itoa(mtu))
@@ -396,7 +412,43 @@ func (b *builder) buildLink(t *target) int {
 	b.buildPort(t, old)
 	b.buildRemotes(t, old)
 	b.buildStatics(t, old)
+	b.notePorts(t, min(mtu, t.fits))
 	return mtu
+}
+
+// notePorts notes the ports of the bridge that take larger packets than the
+// network carries. What is too long for it is fragmented at best.
+func (b *builder) notePorts(t *target, carries int) {
+	const headers = 40 // IPv4 and TCP
+	clamp := t.net.MSSClamp
+	if t.bridge.Index == 0 || clamp == config.MSSAuto || clamp > 0 && clamp+headers <= carries {
+		return
+	}
+	var mtus []int
+	names := map[int][]string{}
+	for _, l := range b.snap.Links {
+		if l.Master != t.bridge.Index || l.VXLAN != nil || l.MTU <= carries {
+			continue
+		}
+		if names[l.MTU] == nil {
+			mtus = append(mtus, l.MTU)
+		}
+		names[l.MTU] = append(names[l.MTU], l.Name)
+	}
+	slices.Sort(mtus)
+	for _, mtu := range mtus {
+		const most = 5
+		ports, have, it := names[mtu], "have", "them"
+		slices.Sort(ports)
+		text := "ports " + strings.Join(ports[:min(len(ports), most)], ", ")
+		switch n := len(ports) - most; {
+		case len(ports) == 1:
+			text, have, it = "port "+ports[0], "has", "it"
+		case n > 0:
+			text += fmt.Sprintf(" and %d more", n)
+		}
+		b.note(fmt.Sprintf("%s %s MTU %d, network %s carries %d: lower %s, raise the underlay, or set mss_clamp: auto", text, have, mtu, t.net.Name, carries, it))
+	}
 }
 
 func portObject(link, bridge string) string { return "port " + link + " of " + bridge }
@@ -570,8 +622,12 @@ func stateText(s Snapshot, st LinkState) string {
 		if v.Group.IsValid() {
 			t += ", group " + v.Group.String()
 		}
-		if v.TTL > 0 {
-			t += ", ttl " + strconv.Itoa(v.TTL)
+		// What is not as usual.
+		usual := kernel.VXLAN{Local: v.Local, Group: v.Group}
+		for _, a := range []Attr{AttrTTL, AttrTOS, AttrDF, AttrFlowLabel, AttrSourcePorts, AttrUDPChecksum} {
+			if text := s.attr(kernel.Link{VXLAN: v}, a); text != s.attr(kernel.Link{VXLAN: &usual}, a) {
+				t += ", " + string(a) + " " + text
+			}
 		}
 		return t + ", mtu " + strconv.Itoa(st.MTU)
 	}

@@ -140,15 +140,13 @@ func (h *host) SetVXLAN(i int, c VXLANChange) error {
 		return err
 	}
 	v := l.VXLAN
-	if c.TTL != nil {
-		v.TTL = *c.TTL
-	}
-	if c.Learning != nil {
-		v.Learning = *c.Learning
-	}
-	if c.Ageing != nil {
-		v.Ageing = *c.Ageing
-	}
+	assign(&v.TTL, c.TTL)
+	assign(&v.TOS, c.TOS)
+	assign(&v.DF, c.DF)
+	assign(&v.FlowLabel, c.FlowLabel)
+	assign(&v.LabelInherit, c.LabelInherit)
+	assign(&v.Learning, c.Learning)
+	assign(&v.Ageing, c.Ageing)
 	if c.Group != nil {
 		for n, e := range h.s.FDB {
 			if e.Link == i && e.MAC.IsZero() && e.Dst == v.Group {
@@ -157,13 +155,15 @@ func (h *host) SetVXLAN(i int, c VXLANChange) error {
 		}
 		v.Group = *c.Group
 	}
-	if c.Local != nil {
-		v.Local = *c.Local
-	}
-	if c.Device != nil {
-		v.Device = *c.Device
-	}
+	assign(&v.Local, c.Local)
+	assign(&v.Device, c.Device)
 	return nil
+}
+
+func assign[T any](to, from *T) {
+	if from != nil {
+		*to = *from
+	}
 }
 
 func (h *host) SetMaster(i, bridge int) error {
@@ -191,6 +191,12 @@ func (h *host) SetUp(i int) error {
 	l, err := h.link(i)
 	if err = errors.Join(err, h.call("set up %s", h.s.Name(i))); err != nil {
 		return err
+	}
+	for _, o := range h.s.Links {
+		if x, v := o.VXLAN, l.VXLAN; x != nil && v != nil && o.Up && o.Index != i && x.Port == v.Port && x.V6() == v.V6() &&
+			(x.UDPZeroCsum6RX != v.UDPZeroCsum6RX || x.GBP != v.GBP) { // one socket
+			return fmt.Errorf("%s: address already in use", l.Name)
+		}
 	}
 	l.Up = true
 	return nil

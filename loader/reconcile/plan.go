@@ -72,6 +72,9 @@ type Plan struct {
 	// Actions are grouped for the reader: first what goes, then each network
 	// in the order of the config. Apply has its own order.
 	Actions []Action
+	// Notices are what the operator should know and Apply does not change, a
+	// sentence each.
+	Notices []string
 	// Resolved has an element for each network of the config.
 	Resolved []ResolvedNetwork
 
@@ -84,21 +87,25 @@ type Plan struct {
 // Changes reports whether the plan does anything to the host.
 func (p *Plan) Changes() bool { return len(p.steps) > 0 }
 
-// String has one line for each action.
+// String has one line for each action and each notice.
 func (p *Plan) String() string {
 	var b strings.Builder
 	for _, a := range p.Actions {
 		b.WriteString(a.String() + "\n")
 	}
+	for _, n := range p.Notices {
+		b.WriteString("notice: " + n + "\n")
+	}
 	return b.String()
 }
 
-// MarshalJSON has the actions and whether any of them changes the host.
+// MarshalJSON has the actions, whether any of them changes the host, and the notices.
 func (p *Plan) MarshalJSON() ([]byte, error) {
 	v := struct {
 		Changes bool     `json:"changes"`
 		Actions []Action `json:"actions"`
-	}{p.Changes(), p.Actions}
+		Notices []string `json:"notices,omitempty"`
+	}{p.Changes(), p.Actions, p.Notices}
 	if v.Actions == nil {
 		v.Actions = []Action{}
 	}

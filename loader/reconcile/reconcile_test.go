@@ -132,6 +132,110 @@ create vxlan encap-mgmt: vni 236, local 2001:db8:2::11, device eth2, port 4789, 
 add port encap-mgmt of br-mgmt
 add remote 2001:db8:2::12 on encap-mgmt
 `},
+		{name: "every outer header field", edit: func(c *config.Config, n *config.Network) {
+			n.Underlay.TTLInherit, n.Underlay.TOS, n.Underlay.DF, n.Underlay.UDPChecksum = true, 16, config.DFInherit, ptr(true)
+			n.Underlay.SourceLow, n.Underlay.SourceHigh, n.Remotes = 40000, 50000, nil
+		}, want: `
+create bridge br-mgmt: stp off, forward_delay 0s, ageing 5m0s, mtu 1450 (not there)
+create vxlan encap-mgmt: vni 236, local 192.0.2.11, device eth2, port 4789, ttl inherit, tos 0x10, df inherit, source_ports [40000, 50000], udp_checksum on, mtu 1450 (not there)
+add port encap-mgmt of br-mgmt
+`},
+		{name: "every outer header field of IPv6", edit: func(c *config.Config, n *config.Network) {
+			n.Remotes, n.Underlay.UDPChecksum, n.Underlay.FlowLabel, n.Underlay.TOSInherit = []netip.Addr{ip("2001:db8:2::12")}, ptr(false), 0x12345, true
+		}, want: `
+create bridge br-mgmt: stp off, forward_delay 0s, ageing 5m0s, mtu 1430 (not there)
+create vxlan encap-mgmt: vni 236, local 2001:db8:2::11, device eth2, port 4789, tos inherit, flow_label 0x12345, udp_checksum off, mtu 1430 (not there)
+add port encap-mgmt of br-mgmt
+add remote 2001:db8:2::12 on encap-mgmt
+`},
+		{name: "what is not given is left as found", host: []func(*host){withBridge("br-mgmt", plainBridge), withVXLAN("encap-mgmt", "br-mgmt", unusual), up},
+			edit: func(c *config.Config, n *config.Network) { n.Remotes = nil }, want: `
+keep bridge br-mgmt (adopted)
+keep vxlan encap-mgmt (adopted)
+keep port encap-mgmt of br-mgmt
+`},
+		{name: "what is given as found", host: []func(*host){withBridge("br-mgmt", plainBridge), withVXLAN("encap-mgmt", "br-mgmt", unusual), up},
+			edit: func(c *config.Config, n *config.Network) {
+				n.Remotes, n.Underlay.TTLInherit, n.Underlay.TOS, n.Underlay.DF, n.Underlay.UDPChecksum = nil, true, 16, config.DFSet, ptr(true)
+				n.Underlay.SourceLow, n.Underlay.SourceHigh, n.Underlay.Given = 100, 200, config.GivenTOS|config.GivenDF
+			}, want: `
+keep bridge br-mgmt (adopted)
+keep vxlan encap-mgmt (adopted)
+keep port encap-mgmt of br-mgmt
+`},
+		{name: "zero is given", host: []func(*host){withBridge("br-mgmt", plainBridge), withVXLAN("encap-mgmt", "br-mgmt", unusual), up},
+			edit: func(c *config.Config, n *config.Network) {
+				n.Remotes, n.Underlay.DF, n.Underlay.Given = nil, config.DFUnset, config.GivenTOS|config.GivenDF|config.GivenFlowLabel
+			}, want: `
+keep bridge br-mgmt (adopted)
+change vxlan encap-mgmt tos: 0x10 -> 0x0
+change vxlan encap-mgmt df: set -> unset
+keep port encap-mgmt of br-mgmt
+`},
+		{name: "recreate for what cannot be changed in place", opts: Options{Recreate: true},
+			host: []func(*host){withBridge("br-mgmt", plainBridge), withVXLAN("encap-mgmt", "br-mgmt", unusual), up},
+			edit: func(c *config.Config, n *config.Network) {
+				n.Remotes, n.Underlay.TTL, n.Underlay.UDPChecksum, n.Underlay.SourceLow, n.Underlay.SourceHigh = nil, 9, ptr(false), 1, 2
+			}, want: `
+keep bridge br-mgmt (adopted)
+recreate vxlan encap-mgmt: ttl inherit, source_ports [100, 200], udp_checksum on -> ttl 9, source_ports [1, 2], udp_checksum off (cannot be changed in place)
+add port encap-mgmt of br-mgmt
+`},
+		{name: "flow label in place", host: []func(*host){withBridge("br-mgmt", plainBridge), withVXLAN("encap-mgmt", "br-mgmt", func(v *kernel.VXLAN) {
+			v.Local, v.LabelInherit, v.TOS = ip("2001:db8:2::11"), true, tosInherit
+		}), up}, edit: func(c *config.Config, n *config.Network) {
+			n.Remotes, n.Underlay.Local, n.Underlay.FlowLabel, n.Underlay.TOS = nil, ip("2001:db8:2::11"), 7, 32
+			n.Underlay.Given = config.GivenTOS | config.GivenFlowLabel
+		}, want: `
+keep bridge br-mgmt (adopted)
+change vxlan encap-mgmt tos: inherit -> 0x20
+change vxlan encap-mgmt flow_label: inherit -> 0x7
+keep port encap-mgmt of br-mgmt
+`},
+		{name: "no checksum over IPv6 takes both ways", opts: Options{Recreate: true}, host: []func(*host){
+			withBridge("br-mgmt", plainBridge), withVXLAN("encap-mgmt", "br-mgmt", func(v *kernel.VXLAN) { v.Local = ip("2001:db8:2::11") }), up,
+		}, edit: func(c *config.Config, n *config.Network) {
+			n.Remotes, n.Underlay.Local, n.Underlay.UDPChecksum = nil, ip("2001:db8:2::11"), ptr(false)
+		}, want: `
+keep bridge br-mgmt (adopted)
+recreate vxlan encap-mgmt: udp_checksum on, udp6zerocsumrx off -> udp_checksum off, udp6zerocsumrx on (cannot be changed in place)
+add port encap-mgmt of br-mgmt
+`},
+		{name: "someone else refuses zero checksums", host: []func(*host){withVXLAN("vx0", "", func(v *kernel.VXLAN) { v.VNI, v.Local = 9, ip("2001:db8:2::11") }), up},
+			edit: func(c *config.Config, n *config.Network) { n.Remotes = []netip.Addr{ip("2001:db8:2::12")} }, want: `
+create bridge br-mgmt: stp off, forward_delay 0s, ageing 5m0s, mtu 1430 (not there)
+create vxlan encap-mgmt: vni 236, local 2001:db8:2::11, device eth2, port 4789, mtu 1430 (not there)
+add port encap-mgmt of br-mgmt
+add remote 2001:db8:2::12 on encap-mgmt
+notice: vxlan link vx0 on UDP port 4789 refuses IPv6 packets without a UDP checksum, so encap-mgmt must too: make it again with udp6zerocsumrx, change port, or delete vx0 (ip link del vx0)
+`},
+		{name: "ports too large", host: []func(*host){
+			withBridge("br-mgmt", plainBridge), withLink("veth1", "veth", "br-mgmt"), withLink("veth0", "veth", "br-mgmt"), withLink("veth2", "veth", ""),
+			func(h *host) {
+				b, _ := h.s.Link("br-mgmt")
+				h.must(kernel.Link{Name: "tap0", Kind: "tun", MTU: 9000, Master: b.Index})
+				h.must(kernel.Link{Name: "tap1", Kind: "tun", MTU: 1450, Master: b.Index})
+			}, up,
+		}, edit: func(c *config.Config, n *config.Network) { n.Remotes = nil }, want: `
+keep bridge br-mgmt (adopted)
+create vxlan encap-mgmt: vni 236, local 192.0.2.11, device eth2, port 4789, mtu 1450 (not there)
+add port encap-mgmt of br-mgmt
+notice: ports veth0, veth1 have MTU 1500, network mgmt carries 1450: lower them, raise the underlay, or set mss_clamp: auto
+notice: port tap0 has MTU 9000, network mgmt carries 1450: lower it, raise the underlay, or set mss_clamp: auto
+`},
+		{name: "ports too large, clamped", host: []func(*host){withBridge("br-mgmt", plainBridge), withLink("veth1", "veth", "br-mgmt"), up},
+			edit: func(c *config.Config, n *config.Network) { n.Remotes, n.MSSClamp = nil, 1410 }, want: `
+keep bridge br-mgmt (adopted)
+create vxlan encap-mgmt: vni 236, local 192.0.2.11, device eth2, port 4789, mtu 1450 (not there)
+add port encap-mgmt of br-mgmt
+`},
+		{name: "ports too large, clamped too high", host: []func(*host){withBridge("br-mgmt", plainBridge), withLink("veth1", "veth", "br-mgmt"), up},
+			edit: func(c *config.Config, n *config.Network) { n.Remotes, n.MSSClamp = nil, 1411 }, want: `
+keep bridge br-mgmt (adopted)
+create vxlan encap-mgmt: vni 236, local 192.0.2.11, device eth2, port 4789, mtu 1450 (not there)
+add port encap-mgmt of br-mgmt
+notice: port veth1 has MTU 1500, network mgmt carries 1450: lower it, raise the underlay, or set mss_clamp: auto
+`},
 		{name: "a device with IPv6 only", host: []func(*host){func(h *host) {
 			h.must(kernel.Link{Name: "eth6", MTU: 9000}, "fe80::6/64", "2001:db8:6::11/64")
 		}}, edit: func(c *config.Config, n *config.Network) { n.Underlay.Device, n.Remotes = "eth6", nil }, want: `
@@ -163,6 +267,11 @@ add port encap-mgmt of br-mgmt
 			}
 		})
 	}
+}
+
+// unusual has no outer header field as a new link would.
+func unusual(v *kernel.VXLAN) {
+	v.TTLInherit, v.TOS, v.DF, v.SrcLow, v.SrcHigh, v.UDPCsum = true, 16, 1, 100, 200, true
 }
 
 func up(h *host) {
@@ -235,6 +344,39 @@ func TestConflicts(t *testing.T) {
 		{name: "ttl inherit", host: []func(*host){withVXLAN("encap-mgmt", "", func(v *kernel.VXLAN) { v.TTLInherit = true })},
 			edit: func(c *config.Config, n *config.Network) { n.Underlay.TTL = 5 },
 			want: "networks[0].ttl: vxlan link encap-mgmt was not made by vxbpf and cannot be changed in place: ttl is inherit, the config wants 5; load with --recreate to replace it, or change the config"},
+		{name: "ttl inherit wanted", host: []func(*host){withVXLAN("encap-mgmt", "", nil)},
+			edit: func(c *config.Config, n *config.Network) { n.Underlay.TTLInherit = true },
+			want: "networks[0].ttl: vxlan link encap-mgmt was not made by vxbpf and cannot be changed in place: ttl is 0, the config wants inherit; load with --recreate to replace it, or change the config"},
+		{name: "source ports", host: []func(*host){withVXLAN("encap-mgmt", "", nil)},
+			edit: func(c *config.Config, n *config.Network) { n.Underlay.SourceLow, n.Underlay.SourceHigh = 1, 2 },
+			want: "networks[0].source_ports: vxlan link encap-mgmt was not made by vxbpf and cannot be changed in place: source_ports is system, the config wants [1, 2]; load with --recreate to replace it, or change the config"},
+		{name: "udp checksum", host: []func(*host){withVXLAN("encap-mgmt", "", func(v *kernel.VXLAN) { v.UDPCsum = true })},
+			edit: func(c *config.Config, n *config.Network) { n.Underlay.UDPChecksum = ptr(false) },
+			want: "networks[0].udp_checksum: vxlan link encap-mgmt was not made by vxbpf and cannot be changed in place: udp_checksum is on, the config wants off; load with --recreate to replace it, or change the config"},
+		{name: "df where the host says IPv6", host: []func(*host){withLink("eth6", "", ""), func(h *host) {
+			h.s.Addresses = append(h.s.Addresses, kernel.Address{Link: h.next, Prefix: prefix("2001:db8:6::11/64")})
+		}}, edit: func(c *config.Config, n *config.Network) {
+			n.Underlay.Device, n.Remotes, n.Underlay.DF = "eth6", nil, config.DFSet
+		}, want: "networks[0].df: df set is for an IPv4 underlay, and that of network mgmt is IPv6; give the network df: unset"},
+		{name: "flow label where the host says IPv4", edit: func(c *config.Config, n *config.Network) {
+			n.Remotes, n.Underlay.FlowLabel = nil, 5
+		}, want: "networks[0].flow_label: flow_label 0x5 is for an IPv6 underlay, and that of network mgmt is IPv4; give the network flow_label: 0"},
+		{name: "zero checksums are refused", host: []func(*host){withVXLAN("vx0", "", func(v *kernel.VXLAN) { v.VNI, v.Local = 9, ip("2001:db8:2::11") }), up},
+			edit: func(c *config.Config, n *config.Network) {
+				n.Remotes, n.Underlay.UDPChecksum = []netip.Addr{ip("2001:db8:2::12")}, ptr(false)
+			},
+			want: "networks[0].udp_checksum: vxlan link vx0 on UDP port 4789 refuses IPv6 packets without a UDP checksum; make it again with udp6zerocsumrx, change port, or delete vx0 (ip link del vx0)"},
+		{name: "a link that is down refuses nothing", host: []func(*host){withVXLAN("vx0", "", func(v *kernel.VXLAN) { v.VNI, v.Local = 9, ip("2001:db8:2::11") })},
+			edit: func(c *config.Config, n *config.Network) {
+				n.Remotes, n.Underlay.UDPChecksum = []netip.Addr{ip("2001:db8:2::12")}, ptr(false)
+			}},
+		{name: "adopted links that cannot both be up", host: []func(*host){
+			withVXLAN("vx0", "", func(v *kernel.VXLAN) { v.VNI, v.Local = 9, ip("2001:db8:2::11") }), up,
+			withVXLAN("encap-mgmt", "", func(v *kernel.VXLAN) { v.Local, v.UDPZeroCsum6RX = ip("2001:db8:2::11"), true }),
+		}, edit: func(c *config.Config, n *config.Network) { n.Remotes, n.Underlay.Local = nil, ip("2001:db8:2::11") },
+			want: "networks[0].port: of vxlan links encap-mgmt and vx0 on UDP port 4789, one takes IPv6 packets without a UDP checksum and one does not; change port, or delete vx0 (ip link del vx0)"},
+		{name: "gbp on the port", host: []func(*host){withVXLAN("vx0", "", func(v *kernel.VXLAN) { v.VNI, v.GBP = 9, true }), up},
+			want: "networks[0].port: vxlan link vx0 on UDP port 4789 is in gbp mode, and links on one port must agree; change port, or delete vx0 (ip link del vx0)"},
 		{name: "external under our name", host: []func(*host){withVXLAN("encap-mgmt", "", func(v *kernel.VXLAN) { v.External, v.VNI = true, 0 })},
 			want: "networks[0].link: vxlan link encap-mgmt was not made by vxbpf and cannot be changed in place: external is on, the config wants off; load with --recreate to replace it, or change the config"},
 		{name: "all at once", host: []func(*host){withLink("br-mgmt", "dummy", ""), withVXLAN("vx0", "", nil)},
@@ -343,8 +485,52 @@ func TestResolved(t *testing.T) {
 func TestUDPChecksumOff(t *testing.T) {
 	h := newHost()
 	load(t, h, mgmt(), Owned{}, Options{})
-	if l, _ := h.s.Link("encap-mgmt"); l.VXLAN.UDPCsum || !l.Up || l.VXLAN.Local != ip("192.0.2.11") {
+	if l, _ := h.s.Link("encap-mgmt"); l.VXLAN.UDPCsum || l.VXLAN.UDPZeroCsum6RX || !l.Up || l.VXLAN.Local != ip("192.0.2.11") {
 		t.Errorf("%+v", l.VXLAN)
+	}
+	six := mgmt(func(c *config.Config, n *config.Network) { n.Remotes = []netip.Addr{ip("2001:db8:2::12")} })
+	h = newHost()
+	o := load(t, h, six, Owned{}, Options{})
+	if l, _ := h.s.Link("encap-mgmt"); l.VXLAN.UDPZeroCsum6TX || !l.VXLAN.UDPZeroCsum6RX {
+		t.Errorf("%+v", l.VXLAN)
+	}
+	six.Networks[0].Underlay.UDPChecksum = ptr(false)
+	if p := plan(t, h, six, o, Options{}); !strings.Contains(p.String(), "recreate vxlan encap-mgmt: udp_checksum on -> udp_checksum off (cannot be changed in place)\n") {
+		t.Errorf("plan:\n%s", p)
+	}
+	// A link of ours from before it took both.
+	h.s.find("encap-mgmt").VXLAN.UDPZeroCsum6RX = false
+	six.Networks[0].Underlay.UDPChecksum = nil
+	if p := plan(t, h, six, o, Options{}); !strings.Contains(p.String(), "recreate vxlan encap-mgmt: udp6zerocsumrx off -> udp6zerocsumrx on (cannot be changed in place)\n") {
+		t.Errorf("plan:\n%s", p)
+	}
+}
+
+// TestOuterHeaders goes from any set of outer header fields to any other, on a
+// link of ours: the result is that of a fresh load.
+func TestOuterHeaders(t *testing.T) {
+	sets := []func(*config.Underlay){
+		func(u *config.Underlay) {},
+		func(u *config.Underlay) { u.TTL, u.TOS, u.DF = 9, 16, config.DFSet },
+		func(u *config.Underlay) { u.TTLInherit, u.TOSInherit, u.DF = true, true, config.DFInherit },
+		func(u *config.Underlay) { u.SourceLow, u.SourceHigh, u.UDPChecksum = 100, 200, ptr(true) },
+		func(u *config.Underlay) { u.SourceLow, u.SourceHigh, u.UDPChecksum = 100, 300, ptr(false) },
+	}
+	with := func(i int) *config.Config {
+		return mgmt(func(c *config.Config, n *config.Network) { sets[i](&n.Underlay) })
+	}
+	for i := range sets {
+		fresh := newHost()
+		load(t, fresh, with(i), Owned{}, Options{})
+		for j := range sets {
+			h := newHost()
+			o := load(t, h, with(j), Owned{}, Options{})
+			o = load(t, h, with(i), o, Options{})
+			same(t, fmt.Sprintf("host after %d then %d", j, i), h.text(), fresh.text())
+			if p := plan(t, h, with(i), o, Options{}); p.Changes() {
+				t.Errorf("%d then %d is not idempotent:\n%s", j, i, p)
+			}
+		}
 	}
 }
 
@@ -791,7 +977,7 @@ func (d *dying) check() {
 
 // randomConfig picks networks that do not contradict each other.
 func randomConfig(r *rand.Rand) *config.Config {
-	u := config.Underlay{Device: "eth2", Port: 4789, TTL: r.IntN(3) * 5}
+	u := config.Underlay{Device: "eth2", Port: 4789, TTL: r.IntN(3) * 5, DF: config.DFUnset}
 	c := &config.Config{Underlay: u}
 	vnis, bridges, links := r.Perm(6), r.Perm(5), r.Perm(5)
 	remotes := func(first, n int) (as []netip.Addr) {
@@ -815,6 +1001,18 @@ func randomConfig(r *rand.Rand) *config.Config {
 			if r.IntN(3) == 0 {
 				n.Group = netip.AddrFrom4([4]byte{239, 0, 0, byte(r.IntN(3))})
 			}
+		}
+		if r.IntN(2) == 0 {
+			n.Underlay.TOS, n.Underlay.Given = r.IntN(3)*4, config.GivenTOS
+		}
+		if r.IntN(2) == 0 {
+			n.Underlay.DF = []config.DF{config.DFUnset, config.DFSet, config.DFInherit}[r.IntN(3)]
+			n.Underlay.Given |= config.GivenDF
+		}
+		if links[i] != 0 && r.IntN(2) == 0 { // the adopted one is not recreated
+			n.Underlay.TTLInherit, n.Underlay.TTL = true, 0
+			n.Underlay.SourceLow, n.Underlay.SourceHigh = 1000, uint16(1001+r.IntN(2))
+			n.Underlay.UDPChecksum = ptr(r.IntN(2) == 0)
 		}
 		if r.IntN(2) == 0 {
 			n.MTU = 1300 + r.IntN(3)*50
@@ -844,7 +1042,7 @@ func TestRandom(t *testing.T) {
 		start := newHost(
 			withBridge("br0", kernel.Bridge{STP: r.IntN(2) == 0, ForwardDelay: time.Duration(2+r.IntN(20)) * time.Second, Ageing: 300 * time.Second}, "172.29.0.1/24", "172.29.0.9/24"),
 			withLink("veth0", "veth", "br0"),
-			withVXLAN("vx0", "", func(v *kernel.VXLAN) { v.VNI, v.TTL = 90, 7 }),
+			withVXLAN("vx0", "", func(v *kernel.VXLAN) { v.VNI, v.TTL, v.TOS, v.DF = 90, 7, 4*r.IntN(3), r.IntN(3) }),
 			withFDB("vx0", "00:00:00:00:00:00", "192.0.2.21", false),
 			withFDB("vx0", "02:00:00:00:00:01", "192.0.2.22", false),
 		)

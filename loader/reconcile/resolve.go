@@ -48,6 +48,9 @@ func NewPlan(cfg *config.Config, snap Snapshot, owned Owned, opts Options) (*Pla
 		b.targets = append(b.targets, b.resolve(i))
 	}
 	for _, t := range b.targets {
+		b.share(t)
+	}
+	for _, t := range b.targets {
 		b.collide(t)
 	}
 	if len(b.errs) > 0 {
@@ -108,6 +111,9 @@ type target struct {
 	v6     bool
 	fits   int // the largest MTU that fits the underlay, bytes
 	mtu    int // explicit, or fits
+
+	// acceptZero: the link's socket takes IPv6 packets without a UDP checksum.
+	acceptZero bool
 
 	bridgeFate, linkFate fate
 	bridge, link         kernel.Link // as found
@@ -214,6 +220,16 @@ func (b *builder) resolveUnderlay(t *target) {
 		}
 	}
 
+	if t.v6 && u.DF != "" && u.DF != config.DFUnset {
+		b.fail(t.underlayPath("df", u.DF == b.cfg.Underlay.DF), fmt.Sprintf("df %s is for an IPv4 underlay, and that of network %s is IPv6", u.DF, n.Name),
+			"give the network df: unset")
+	}
+	if !t.v6 && u.FlowLabel != 0 {
+		b.fail(t.underlayPath("flow_label", u.FlowLabel == b.cfg.Underlay.FlowLabel),
+			fmt.Sprintf("flow_label %#x is for an IPv6 underlay, and that of network %s is IPv4", u.FlowLabel, n.Name), "give the network flow_label: 0")
+	}
+
+	t.acceptZero = t.v6
 	under := t.device.MTU
 	if u.MTU > 0 {
 		if u.MTU > under {
@@ -354,8 +370,10 @@ func (b *builder) resolveLink(t *target) {
 
 func differKey(a Attr) string {
 	switch a {
-	case AttrVNI, AttrPort, AttrDevice, AttrLocal, AttrGroup, AttrTTL:
+	case AttrVNI, AttrPort, AttrDevice, AttrLocal, AttrGroup, AttrTTL, AttrSourcePorts, AttrUDPChecksum:
 		return string(a)
+	case AttrZeroCsumRX:
+		return string(AttrUDPChecksum)
 	}
 	return "link"
 }
@@ -385,9 +403,22 @@ func (b *builder) compare(t *target, made bool) {
 	check(AttrPort, strconv.Itoa(int(n.Underlay.Port)), false)
 	check(AttrGBP, "off", false)
 	check(AttrGPE, "off", false)
-	if v.TTLInherit && n.Underlay.TTL > 0 {
-		// A TTL that is copied from the inner packet stays so for the life of the link.
-		check(AttrTTL, strconv.Itoa(n.Underlay.TTL), false)
+	// What is not given leaves an adopted link as found.
+	u, want := n.Underlay, t.vxlan()
+	fixed := func(a Attr, given bool) {
+		if made || given {
+			check(a, b.snap.attr(kernel.Link{VXLAN: &want}, a), false)
+		}
+	}
+	if v.TTLInherit != want.TTLInherit {
+		fixed(AttrTTL, givenTTL(u))
+	}
+	fixed(AttrSourcePorts, u.SourceLow != 0)
+	if v.V6() == t.v6 {
+		fixed(AttrUDPChecksum, u.UDPChecksum != nil)
+	}
+	if t.v6 && !made && u.UDPChecksum != nil && !*u.UDPChecksum { // made: see share
+		check(AttrZeroCsumRX, "on", false)
 	}
 	if t.found {
 		check(AttrDevice, t.device.Name, v.Device != 0)
@@ -420,6 +451,48 @@ func (b *builder) compare(t *target, made bool) {
 		return
 	}
 	check(AttrLocal, t.local.String(), sameFamily(v.Local, t.local))
+}
+
+func givenTTL(u config.Underlay) bool { return u.TTL > 0 || u.TTLInherit }
+
+// share makes links agree. The vxlan links of one family and UDP port have one
+// socket, so those that are up must accept the same, or the last does not come
+// up (EADDRINUSE). Links of ours over IPv6 take packets without a UDP checksum,
+// unless a link that stays and is not ours refuses them.
+func (b *builder) share(t *target) {
+	if t.linkFate == blocked {
+		return
+	}
+	for _, l := range b.snap.Links {
+		x := l.VXLAN
+		if x == nil || l.Name == t.net.Link || b.doomed[l.Name] || x.External || x.Port != t.net.Underlay.Port || x.V6() != t.v6 {
+			continue
+		}
+		if _, made := b.owned.Made(l); made || !l.Up && b.wanted[l.Name] != kindVXLAN {
+			continue
+		}
+		const without = "IPv6 packets without a UDP checksum"
+		remedy := fmt.Sprintf("change port, or delete %s (ip link del %s)", l.Name, l.Name)
+		switch zero := x.UDPZeroCsum6RX; {
+		case x.GBP:
+			b.fail(t.path+"port", fmt.Sprintf("vxlan link %s on UDP port %d is in gbp mode, and links on one port must agree", l.Name, x.Port), remedy)
+		case t.linkFate == adopted && zero != t.link.VXLAN.UDPZeroCsum6RX:
+			b.fail(t.path+"port", fmt.Sprintf("of vxlan links %s and %s on UDP port %d, one takes %s and one does not", t.net.Link, l.Name, x.Port, without), remedy)
+		case t.linkFate == adopted || zero == t.acceptZero:
+		case t.v6 && !deref(t.net.Underlay.UDPChecksum, true):
+			b.fail(t.path+string(AttrUDPChecksum), fmt.Sprintf("vxlan link %s on UDP port %d refuses %s", l.Name, x.Port, without), "make it again with udp6zerocsumrx, "+remedy)
+		default:
+			t.acceptZero = zero
+			if t.v6 {
+				b.note(fmt.Sprintf("vxlan link %s on UDP port %d refuses %s, so %s must too: make it again with udp6zerocsumrx, %s", l.Name, x.Port, without, t.net.Link, remedy))
+			}
+		}
+	}
+	if t.linkFate == ours && t.link.VXLAN.UDPZeroCsum6RX != t.acceptZero {
+		t.differs = append(t.differs, diff{AttrZeroCsumRX, onOff(!t.acceptZero), onOff(t.acceptZero)})
+		t.linkFate = replaced
+		b.doomed[t.net.Link] = true
+	}
 }
 
 // collide looks for links that hold what a network needs.
