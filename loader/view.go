@@ -138,6 +138,8 @@ func (n *network) resolve(v *view) {
 		n.off = l.Name + " has another VNI or port than the config"
 	case n.v6() && !x.UDPZeroCsum6TX:
 		n.off = l.Name + " sends UDP checksums over IPv6, which only the kernel computes (udp_checksum: false is carried by BPF)"
+	case n.v6() && x.LabelInherit:
+		n.off = l.Name + " inherits the flow label"
 	case !n.v6() && x.UDPCsum:
 		n.off = l.Name + " sends UDP checksums, which only the kernel computes"
 	default:
