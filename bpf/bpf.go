@@ -61,6 +61,7 @@ const (
 	EntryStatic = uint8(vxEntryFlagENTRY_STATIC)
 	EntrySticky = uint8(vxEntryFlagENTRY_STICKY)
 	EntryPinned = uint8(vxEntryFlagENTRY_PINNED)
+	EntryBehind = uint8(vxEntryFlagENTRY_BEHIND)
 	PlaceOff    = uint32(vxPlaceFlagPLACE_OFF)
 	PlaceV6     = uint32(vxPlaceFlagPLACE_V6)
 	PlaceZero6  = uint32(vxPlaceFlagPLACE_ZERO6)

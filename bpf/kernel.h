@@ -79,6 +79,7 @@ enum {
 enum {
 	PACKET_HOST = 0,
 	PACKET_MULTICAST = 2,
+	PACKET_OTHERHOST = 3,
 };
 
 /* bpf_skb_adjust_room (linux/bpf.h) */

@@ -66,6 +66,8 @@ enum entry_flag {
 	ENTRY_STICKY =
 	        2, /* no frame from another port moves it: a sticky entry of the bridge, the bridge's own address */
 	ENTRY_PINNED = 4, /* no frame from another VTEP moves it: the vxlan device has it static, or does not learn */
+	ENTRY_BEHIND =
+	        8, /* not the address of the container's device but of something behind it: another host's to it */
 };
 
 /* vx_fdb: one compare of 8 bytes. */

@@ -201,9 +201,12 @@ static __always_inline int encap(struct __sk_buff *skb, const struct port *port)
 static __always_inline int deliver(struct __sk_buff *skb, struct place at)
 {
 	if (at.kind == KIND_PEER) {
-		/* The frame is for the container, not for us: a stack drops what says "other host". */
-		if (skb->pkt_type != PACKET_HOST)
-			bpf_skb_change_type(skb, PACKET_HOST);
+		/* As the peer device would say (eth_type_trans), had it received the frame: a stack drops "other host".
+		 */
+		__u32 type = at.flags & ENTRY_BEHIND ? PACKET_OTHERHOST : PACKET_HOST;
+
+		if (skb->pkt_type != type)
+			bpf_skb_change_type(skb, type);
 		return bpf_redirect_peer(at.to, 0);
 	}
 	return bpf_redirect(at.to, at.kind == KIND_HOST ? BPF_F_INGRESS : 0);

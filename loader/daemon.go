@@ -554,6 +554,13 @@ func (d *Daemon) follow(ctx context.Context, events <-chan []kernel.Event) error
 			if err := d.followPathMTU(); err != nil {
 				return err
 			}
+			changed, err := d.readPeers()
+			if err == nil && changed {
+				err = d.sync()
+			}
+			if err != nil {
+				return err
+			}
 		case <-full.C:
 			// Path MTUs are learnt without an event, and entries that a program
 			// removed may be right after all.
@@ -616,6 +623,7 @@ func (d *Daemon) handle(batch []kernel.Event) (again bool, err error) {
 			}
 			d.view.links[e.Index] = e.Link
 		case kernel.LinkGone:
+			delete(d.view.peers, e.Index)
 			delete(d.view.links, e.Index)
 			delete(d.view.bridgeFDB, e.Index)
 			delete(d.view.vxlanFDB, e.Index)
@@ -638,6 +646,14 @@ func (d *Daemon) handle(batch []kernel.Event) (again bool, err error) {
 		case kernel.FDBChanged:
 			d.view.setFDB(e.FDBEntry)
 			touch(e.FDBEntry)
+			// A new address at a port: its peer may have been given it.
+			if l, ok := d.view.links[e.Link]; ok && !e.Self && l.PeerElsewhere && e.MAC != d.view.peers[l.Index] {
+				changed, err := d.readPeer(l)
+				if err != nil {
+					return again, err
+				}
+				links = links || changed
+			}
 		case kernel.FDBGone:
 			d.view.delFDB(e.FDBEntry)
 			touch(e.FDBEntry)
@@ -690,7 +706,7 @@ func (d *Daemon) handle(batch []kernel.Event) (again bool, err error) {
 func sameLink(a, b kernel.Link) bool {
 	a.Carrier, b.Carrier, a.Alias, b.Alias = false, false, "", ""
 	return a.Index == b.Index && a.Name == b.Name && a.Kind == b.Kind && a.MAC == b.MAC && a.MTU == b.MTU && a.Up == b.Up &&
-		a.Master == b.Master && a.PeerElsewhere == b.PeerElsewhere && same(a.Bridge, b.Bridge) && same(a.VXLAN, b.VXLAN) && same(a.Port, b.Port)
+		a.Master == b.Master && a.PeerElsewhere == b.PeerElsewhere && a.Peer == b.Peer && a.PeerNS == b.PeerNS && same(a.Bridge, b.Bridge) && same(a.VXLAN, b.VXLAN) && same(a.Port, b.Port)
 }
 
 func same[T comparable](a, b *T) bool { return a == b || a != nil && b != nil && *a == *b }
@@ -722,6 +738,7 @@ func (d *Daemon) resync() error {
 	if v.nextHops, err = d.h.NextHops(); err != nil {
 		return err
 	}
+	v.peers = d.view.peers // sync asks again
 	d.view = v
 	if d.sys, err = readSysctls(d.h); err != nil {
 		return err
@@ -810,6 +827,11 @@ func (d *Daemon) sync() error {
 	}
 	for _, n := range d.fast() {
 		n.resolve(d.view)
+		for _, l := range d.view.ports(n) {
+			if _, err := d.readPeer(l); err != nil {
+				return err
+			}
+		}
 		if n.off != n.told {
 			n.told = n.off
 			d.log.Info("network changed", "vni", n.cfg.VNI, "mode", n.mode(), "err", n.off)
@@ -903,6 +925,42 @@ func (d *Daemon) sync() error {
 	d.ports, d.networks = wantPorts, wantNets
 	d.publish()
 	return nil
+}
+
+// readPeer asks for the address of a port's veth peer. changed: it is another than we knew.
+func (d *Daemon) readPeer(l kernel.Link) (changed bool, err error) {
+	if !l.PeerElsewhere {
+		return false, nil
+	}
+	old, known := d.view.peers[l.Index]
+	mac, ok, err := d.h.PeerMAC(l)
+	switch {
+	case err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EPERM):
+		return false, err
+	case err != nil || !ok: // it went, or its namespace did; or is none of our business: then the port is no peer to us
+		delete(d.view.peers, l.Index)
+		return known, nil
+	}
+	d.view.peers[l.Index] = mac
+	return !known || mac != old, nil
+}
+
+// readPeers does so where an entry is for something behind the peer: should
+// the peer take that address for its own, it must have such frames at once.
+func (d *Daemon) readPeers() (changed bool, err error) {
+	asked := map[uint32]bool{}
+	for _, e := range d.fdb {
+		if !e.Behind || asked[e.Port] {
+			continue
+		}
+		asked[e.Port] = true
+		c, err := d.readPeer(d.view.links[int(e.Port)])
+		if err != nil {
+			return false, err
+		}
+		changed = changed || c
+	}
+	return changed, nil
 }
 
 // readTC looks for other people's filters, programs and shaping on our devices.

@@ -24,6 +24,8 @@ type view struct {
 	vxlanFDB   map[int]map[fdb.MAC]kernel.FDBEntry
 	neighbours map[neighbourKey]kernel.Neighbour
 	nextHops   map[uint32]kernel.NextHop
+	// peers are the addresses of veth peers in other namespaces, by the ifindex of our end.
+	peers map[int]fdb.MAC
 	// tc is what others have put on devices that packets of the fast path would
 	// go around; by ifindex.
 	tc map[int]foreign
@@ -44,6 +46,7 @@ func newView() *view {
 		vxlanFDB:   map[int]map[fdb.MAC]kernel.FDBEntry{},
 		neighbours: map[neighbourKey]kernel.Neighbour{},
 		nextHops:   map[uint32]kernel.NextHop{},
+		peers:      map[int]fdb.MAC{},
 	}
 }
 
@@ -268,7 +271,9 @@ func (v *view) entry(n *network, mac fdb.MAC, now time.Duration) (fdb.Entry, boo
 	// bpf_redirect_peer drops where the other end is in this namespace, and goes
 	// around filters and shaping at the port's egress.
 	if p.Kind == "veth" && p.PeerElsewhere && v.tc[p.Index].egress == "" {
-		e.Kind = fdb.Peer
+		if peer, known := v.peers[p.Index]; known {
+			e.Kind, e.Behind = fdb.Peer, mac != peer
+		}
 	}
 	return e, true
 }

@@ -45,6 +45,7 @@ func sample() (*view, *network) {
 	v.setFDB(kernel.FDBEntry{MAC: hereMAC, Link: vethIndex, Bridge: brIndex, Age: 3 * time.Second})
 	v.setFDB(kernel.FDBEntry{MAC: farMAC, Link: vxIndex, Bridge: brIndex})
 	v.setFDB(kernel.FDBEntry{MAC: farMAC, Link: vxIndex, Self: true, Dst: farVTEP})
+	v.peers[vethIndex] = hereMAC
 	n := &network{id: 1, local: netip.MustParseAddr("192.0.2.11")}
 	n.cfg = config.Network{Name: "mgmt", VNI: 236, Link: "encap-mgmt", Bridge: config.Bridge{Name: "br-mgmt"}, Underlay: config.Underlay{Port: 4789}}
 	return v, n
@@ -71,6 +72,10 @@ func TestEntry(t *testing.T) {
 		{"a port's own address", func(v *view) {
 			v.setFDB(kernel.FDBEntry{MAC: fdb.MAC{2, 9}, Link: vethIndex, Bridge: brIndex, Local: true})
 		}, fdb.MAC{2, 9}, fdb.Entry{}},
+		{"behind a container's device", func(v *view) { v.peers[vethIndex] = fdb.MAC{2, 7} }, hereMAC,
+			fdb.Entry{Kind: fdb.Peer, Port: vethIndex, MTU: 1450, Behind: true, Seen: now - 3*time.Second}},
+		{"container's device unknown", func(v *view) { v.peers = nil }, hereMAC,
+			fdb.Entry{Kind: fdb.Egress, Port: vethIndex, MTU: 1450, Seen: now - 3*time.Second}},
 		{"peer in this namespace", func(v *view) { link(v, vethIndex, func(l *kernel.Link) { l.PeerElsewhere = false }) }, hereMAC,
 			fdb.Entry{Kind: fdb.Egress, Port: vethIndex, MTU: 1450, Seen: now - 3*time.Second}},
 		{"tap", func(v *view) { v.setFDB(kernel.FDBEntry{MAC: hereMAC, Link: tapIndex, Bridge: brIndex}) }, hereMAC,

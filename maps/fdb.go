@@ -35,6 +35,9 @@ func (f *FDB) Put(k fdb.Key, e fdb.Entry, vtep uint32) error {
 	if e.Pinned {
 		v.Flags |= bpf.EntryPinned
 	}
+	if e.Behind {
+		v.Flags |= bpf.EntryBehind
+	}
 	err := f.m.Put(fdbKey(k), v)
 	if errors.Is(err, ebpf.ErrKeyExist) || err == nil {
 		return nil
@@ -72,7 +75,7 @@ func (f *FDB) All(vtep func(uint32) netip.Addr) (fdb.Table, error) {
 	it := f.m.Iterate()
 	for it.Next(&k, &v) {
 		e := fdb.Entry{Kind: fdb.Kind(v.Kind), Port: v.To, MTU: v.Mtu, Static: v.Flags&bpf.EntryStatic != 0,
-			Sticky: v.Flags&bpf.EntrySticky != 0, Pinned: v.Flags&bpf.EntryPinned != 0, Seen: time.Duration(v.Seen)}
+			Sticky: v.Flags&bpf.EntrySticky != 0, Pinned: v.Flags&bpf.EntryPinned != 0, Behind: v.Flags&bpf.EntryBehind != 0, Seen: time.Duration(v.Seen)}
 		if e.Kind == fdb.Remote {
 			e.VTEP, e.Port = vtep(v.To), 0
 		}

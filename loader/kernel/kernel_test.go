@@ -94,6 +94,9 @@ func TestLinks(t *testing.T) {
 	if here.PeerElsewhere || here.Peer != there.Index || !here.Up || here.MAC.IsZero() || here.MTU != 1500 {
 		t.Errorf("veth within: %+v", here)
 	}
+	if m, ok, err := h.PeerMAC(near); m != far.MAC || !ok || err != nil {
+		t.Errorf("peer of near has %v, %v, %v, want %v", m, ok, err, far.MAC)
+	}
 	attach(t, h, br, near, here)
 	l := mustLink(t, h, "near")
 	want := &Port{State: PortForwarding, Learning: true, UnicastFlood: true}

@@ -32,6 +32,7 @@ func parseLink(b []byte) (Link, error) {
 	var slaveKind string
 	var peer int
 	var elsewhere bool
+	var peerNS int
 	for typ, v := range d.attrs(rest) {
 		switch typ {
 		case unix.IFLA_IFNAME:
@@ -45,7 +46,7 @@ func parseLink(b []byte) (Link, error) {
 		case unix.IFLA_LINK:
 			peer = d.index(v)
 		case unix.IFLA_LINK_NETNSID:
-			elsewhere = true
+			elsewhere, peerNS = true, int(int32(d.u32(v)))
 		case unix.IFLA_ADDRESS:
 			if len(v) == 6 { // tunnels have 4 bytes, InfiniBand 20, neither is an Ethernet address
 				l.MAC = fdb.MAC(v)
@@ -67,7 +68,7 @@ func parseLink(b []byte) (Link, error) {
 	}
 	switch l.Kind {
 	case "veth":
-		l.Peer, l.PeerElsewhere = peer, elsewhere
+		l.Peer, l.PeerElsewhere, l.PeerNS = peer, elsewhere, peerNS
 	case "bridge":
 		l.Bridge = d.bridge(data)
 	case "vxlan":
@@ -258,6 +259,17 @@ func (h *Handle) link(parts ...nl.NetlinkRequestData) (Link, bool, error) {
 	}
 	l, err := parseLink(m)
 	return l, err == nil, err
+}
+
+// PeerMAC reads the address of a veth's other end in another namespace, which
+// sends no events here. ok is false if it has gone.
+func (h *Handle) PeerMAC(l Link) (mac fdb.MAC, ok bool, err error) {
+	ns := nl.NewRtAttr(unix.IFLA_TARGET_NETNSID, nl.Uint32Attr(uint32(l.PeerNS)))
+	peer, ok, err := h.link(ifInfo(l.Peer, 0, 0), ns)
+	if err != nil {
+		return mac, false, fmt.Errorf("get peer of %s: %w", l.Name, err)
+	}
+	return peer.MAC, ok, nil
 }
 
 // created reads back a link that was just made.

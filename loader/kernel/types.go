@@ -21,6 +21,8 @@ type Link struct {
 	// PeerElsewhere: a veth whose other end lives in another network namespace
 	// (IFLA_LINK_NETNSID present).
 	PeerElsewhere bool
+	// PeerNS is this namespace's number for the one of the peer, where PeerElsewhere.
+	PeerNS int
 	// Peer is the ifindex of a veth's other end, in the namespace of that end. 0 if not a veth.
 	Peer    int
 	Carrier bool   // IFF_LOWER_UP

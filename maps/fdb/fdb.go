@@ -133,6 +133,9 @@ type Entry struct {
 	// Sticky: no frame from another bridge port moves the entry. Pinned: none
 	// from another VTEP does. In the kernel, static alone means neither.
 	Sticky, Pinned bool
+	// Behind: of a Peer, the MAC is not that of the device in the container
+	// but of something behind it, a nested bridge for example.
+	Behind bool
 	// Seen is when the kernel last had a frame from this MAC, on
 	// CLOCK_MONOTONIC. Same does not look at it: the data path moves it on
 	// its own.
