@@ -106,7 +106,7 @@ var reasonNames = [...]string{
 	"fast", "bum", "src_unknown", "src_moved", "refresh", "dst_unknown", "dst_local", "dst_remote", "dst_aged",
 	"no_lease", "not_ip", "vlan_tag", "mtu", "gso_headers", "too_long", "nested", "adjust_failed", "no_vtep",
 	"outer_csum", "outer_malformed", "outer_ecn", "outer_not_local", "aggregate", "in_order", "port_kind",
-	"truncated", "not_ready", "drop_broken", "src_static", "nd",
+	"truncated", "not_ready", "drop_broken", "src_static", "nd", "port_gone",
 }
 
 // Reasons is how many reasons there are.

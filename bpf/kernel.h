@@ -130,6 +130,7 @@ enum {
 };
 
 enum {
+	ENODEV = 19,
 	EALREADY = 114,
 };
 

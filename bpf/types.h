@@ -51,6 +51,7 @@ enum reason {
 	DROP_BROKEN,     /* a helper failed after the packet was changed: cannot be returned */
 	SRC_STATIC,      /* the same, where the kernel does not let it move: it drops the frame, or does not learn */
 	ND,              /* IPv6 neighbour discovery: the bridge may answer in the neighbour's place */
+	PORT_GONE,       /* the destination's port is gone, and no daemon is there to say so */
 	REASON_MAX = 64,
 };
 

@@ -8,6 +8,7 @@
 #include "maps.h"
 
 /* ns */
+#define LEASE_FOREVER 0x7fffffffffffffffULL
 #define TOO_BIG_HOLD 3000000000LL
 #define TOO_BIG_EXPIRES 600000000000LL
 
@@ -29,6 +30,15 @@ static __always_inline int lease_fresh(__u64 now)
 	struct control *c = bpf_map_lookup_elem(&vx_control, &key);
 
 	return c && now < c->at;
+}
+
+/* A daemon follows the kernel now. It does not where `load --once` left a lease without end. */
+static __always_inline int followed(__u64 now)
+{
+	__u32 key = CONTROL_LEASE;
+	struct control *c = bpf_map_lookup_elem(&vx_control, &key);
+
+	return c && now < c->at && c->at < LEASE_FOREVER;
 }
 
 /* The underlay said that a packet was too big: some template's MTU is wrong from now on. */

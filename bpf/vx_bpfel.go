@@ -138,6 +138,7 @@ const (
 	vxReasonDROP_BROKEN     vxReason = 27
 	vxReasonSRC_STATIC      vxReason = 28
 	vxReasonND              vxReason = 29
+	vxReasonPORT_GONE       vxReason = 30
 	vxReasonREASON_MAX      vxReason = 64
 )
 

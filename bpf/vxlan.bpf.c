@@ -56,25 +56,31 @@ static __always_inline int recent(__u64 stamp, __u64 now)
  * The source check: the fast path carries only frames from which the kernel has
  * nothing to learn. `here` says that the frame came from where the entry says
  * its source lives, `keeps` is the flag with which the kernel would leave the
- * entry there all the same. Every frame of a known source passes this, BUM too, so a
- * move shows at the first frame from the new place, and `seen` tells truly when
- * the kernel last had one: it is stamped only for a frame that the kernel will
- * take for sure.
+ * entry there all the same. Every frame of a known source passes this, BUM too,
+ * so a move shows at the first frame from the new place.
  */
-static __always_inline int source_check(struct fdb_key *key, struct fdb_entry *src, struct place at, int here,
-                                        __u8 keeps, int sure, __u64 now, __u64 refresh)
+static __always_inline int source_check(struct fdb_key *key, struct place at, int here, __u8 keeps)
 {
-	if (!here) {
-		if (at.flags & keeps)
-			return -SRC_STATIC;
-		bpf_map_delete_elem(&vx_fdb, key);
-		return -SRC_MOVED;
-	}
-	if (sure && !(at.flags & ENTRY_STATIC) && older(src->seen, now, refresh)) {
-		src->seen = now;
-		return -REFRESH;
-	}
-	return 0;
+	if (here)
+		return 0;
+	if (at.flags & keeps)
+		return -SRC_STATIC;
+	bpf_map_delete_elem(&vx_fdb, key);
+	return -SRC_MOVED;
+}
+
+/*
+ * Is it time that the kernel sees a frame of this source? From then on all of
+ * them go its way, until one has proven that it took it: vx_tc_moved stamps
+ * `seen` for what the bridge forwards, vx_tc_deliver for what the vxlan device
+ * decapsulates. So where the kernel takes none any more (a port that left the
+ * bridge while no daemon looked), it decides.
+ */
+static __always_inline int due(const struct fdb_entry *src, struct place at, __u64 now, __u64 refresh)
+{
+	if (at.flags & ENTRY_STATIC)
+		return lease_fresh(now) ? 0 : -NO_LEASE;
+	return older(src->seen, now, refresh) ? -REFRESH : 0;
 }
 
 /* May the kernel's entry behind this one have aged out, or its writer be dead? */
@@ -144,7 +150,7 @@ static __always_inline int encap(struct __sk_buff *skb, const struct port *port)
 	struct l2 eth;
 	__u16 flags;
 	__u64 now;
-	int err;
+	int err, show;
 
 	if (port->flags & PLACE_OFF)
 		return -NOT_READY;
@@ -161,14 +167,14 @@ static __always_inline int encap(struct __sk_buff *skb, const struct port *port)
 	if (!src)
 		return -SRC_UNKNOWN;
 	at = place_of(src);
-	err = source_check(&key, src, at, at.kind != KIND_REMOTE && at.to == skb->ifindex, ENTRY_STICKY, 1, now,
-	                   port->refresh);
+	err = source_check(&key, at, at.kind != KIND_REMOTE && at.to == skb->ifindex, ENTRY_STICKY);
 	if (err)
 		return err;
 	if (l2_is_multicast(eth))
 		return -BUM;
 	if (!is_ip(eth.proto))
 		return -NOT_IP;
+	show = due(src, at, now, port->refresh);
 
 	key = key_of_dst(port->net, eth);
 	dst = bpf_map_lookup_elem(&vx_fdb, &key);
@@ -177,7 +183,7 @@ static __always_inline int encap(struct __sk_buff *skb, const struct port *port)
 	at = place_of(dst);
 	if (at.kind != KIND_REMOTE)
 		return -DST_LOCAL;
-	err = usable(dst, at, now, port->ageing);
+	err = show ?: usable(dst, at, now, port->ageing);
 	if (err)
 		return err;
 	v = bpf_map_lookup_elem(&vx_vtep, &at.to);
@@ -195,6 +201,20 @@ static __always_inline int encap(struct __sk_buff *skb, const struct port *port)
 	if (flags & VTEP_V6)
 		return send(skb, &f, port, v, flags, eth.proto, gso_size, now, 1);
 	return send(skb, &f, port, v, flags, eth.proto, gso_size, now, 0);
+}
+
+/*
+ * Where nobody follows the kernel, a port may be gone, or made again with
+ * another number: what is redirected to it would vanish.
+ */
+static __always_inline int there(struct __sk_buff *skb, struct fdb_key *key, struct place at, __u64 now)
+{
+	__u32 any = 0;
+
+	if (followed(now) || bpf_check_mtu(skb, at.to, &any, 0, 0) != -ENODEV)
+		return 0;
+	bpf_map_delete_elem(&vx_fdb, key);
+	return -PORT_GONE;
 }
 
 /* Hand a decapsulated frame to a local port. Returns a tc verdict. */
@@ -315,13 +335,12 @@ static __always_inline int decap(struct __sk_buff *skb, __u32 *net, const int v6
 		        v->remote[2] == ip6->saddr[2] && v->remote[3] == ip6->saddr[3];
 	else
 		local = v && v->remote[0] == ip4->saddr;
-	err = source_check(&key, src, at, local, at.kind == KIND_REMOTE ? ENTRY_PINNED : ENTRY_STICKY, outer == 0, now,
-	                   n->refresh);
-	if (err == -SRC_MOVED || err == -SRC_STATIC)
+	err = source_check(&key, at, local, at.kind == KIND_REMOTE ? ENTRY_PINNED : ENTRY_STICKY);
+	if (err)
 		return err;
-	if (!err && (multicast || l2_is_multicast(inner)))
+	if (multicast || l2_is_multicast(inner))
 		return -BUM;
-	err = err ?: outer;
+	err = outer ?: due(src, at, now, n->refresh);
 	if (err)
 		goto slow;
 	if (!is_ip(inner.proto))
@@ -355,11 +374,9 @@ static __always_inline int decap(struct __sk_buff *skb, __u32 *net, const int v6
 		return -DST_REMOTE;
 	if (at.kind == KIND_EGRESS)
 		return -PORT_KIND;
-	if (at.kind == KIND_PEER) {
-		err = usable(dst, at, now, n->ageing);
-		if (err)
-			return err;
-	}
+	err = usable(dst, at, now, n->ageing) ?: there(skb, &key, at, now);
+	if (err)
+		return err;
 	if (len - OUTER_LEN(v6) - sizeof(struct ethhdr) > at.mtu)
 		return -MTU;
 
@@ -389,7 +406,7 @@ static __always_inline int from_vxlan(struct __sk_buff *skb, const struct port *
 	struct frame f;
 	struct l2 eth;
 	__u64 now;
-	int err;
+	int err, show;
 
 	if (port->mss && !skb->gso_size && !skb->vlan_present)
 		mss_clamp(skb, port->mss);
@@ -409,12 +426,12 @@ static __always_inline int from_vxlan(struct __sk_buff *skb, const struct port *
 		return -SRC_UNKNOWN;
 	/* Which VTEP it came from, the vxlan device has learnt or refused already. */
 	at = place_of(src);
-	err = source_check(&key, src, at, at.kind == KIND_REMOTE, ENTRY_STICKY, 1, now, port->refresh);
+	err = source_check(&key, at, at.kind == KIND_REMOTE, ENTRY_STICKY);
 	if (err)
 		return err;
-	/* vx_tc_decap just let a frame through for the kernel's sake: the bridge must see it too. */
-	if (!(at.flags & ENTRY_STATIC) && recent(src->seen, now))
-		return -REFRESH;
+	show = due(src, at, now, port->refresh);
+	if (show == -REFRESH)
+		src->seen = now;
 	if (l2_is_multicast(eth))
 		return -BUM;
 	if (!is_ip(eth.proto))
@@ -438,11 +455,15 @@ static __always_inline int from_vxlan(struct __sk_buff *skb, const struct port *
 	at = place_of(dst);
 	if (at.kind == KIND_REMOTE)
 		return -DST_REMOTE;
-	if (at.kind != KIND_HOST) {
-		err = usable(dst, at, now, port->ageing);
-		if (err)
-			return err;
-	}
+	err = show ?: usable(dst, at, now, port->ageing) ?: there(skb, &key, at, now);
+	if (err)
+		return err;
+	/*
+	 * A list of packets (rx-gro-list) may say that the sum over all of it is known, and it is that of the first.
+	 * The bridge forgets it.
+	 */
+	if (skb->gso_size && bpf_csum_update(skb, 0) >= 0)
+		return -AGGREGATE;
 	/* The bridge lets an aggregate pass whatever its segments' size (is_skb_forwardable). */
 	if (!skb->gso_size && skb->len - sizeof(struct ethhdr) > at.mtu)
 		return -MTU;
@@ -506,7 +527,8 @@ int vx_tc_deliver(struct __sk_buff *skb)
 
 /*
  * tc egress of each vxlan device: what the kernel forwards to the other hosts
- * comes from here. SYNs are clamped, as vx_tc_encap does to its own. A frame from a port that carries no program (yet:
+ * comes from here. SYNs are clamped, as vx_tc_encap does to its own. That the
+ * kernel took a frame of a local source shows here, too. A frame from a port that carries no program (yet:
  * the daemon is busy, or dead) shows only here that its source has moved. Counts nothing: where there is a program at
  * the port, that has.
  */
@@ -520,6 +542,7 @@ int vx_tc_moved(struct __sk_buff *skb)
 	struct place at;
 	struct frame f;
 	struct l2 eth;
+	__u64 now;
 
 	if (!port)
 		return TC_ACT_UNSPEC;
@@ -533,11 +556,15 @@ int vx_tc_moved(struct __sk_buff *skb)
 	if (!src)
 		return TC_ACT_UNSPEC;
 	at = place_of(src);
-	if (at.flags & ENTRY_STICKY)
-		return TC_ACT_UNSPEC;
 	/* In hairpin mode a flooded frame of a remote source comes back out of the device that it came in by. */
-	if ((at.kind == KIND_REMOTE ? ifindex : at.to) != skb->ingress_ifindex)
-		bpf_map_delete_elem(&vx_fdb, &key);
+	if ((at.kind == KIND_REMOTE ? ifindex : at.to) != skb->ingress_ifindex) {
+		if (!(at.flags & ENTRY_STICKY))
+			bpf_map_delete_elem(&vx_fdb, &key);
+	} else if (at.kind != KIND_REMOTE) {
+		now = bpf_ktime_get_coarse_ns();
+		if (older(src->seen, now, port->refresh))
+			src->seen = now;
+	}
 	return TC_ACT_UNSPEC;
 }
 
