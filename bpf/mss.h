@@ -58,8 +58,8 @@ static __always_inline void mss_clamp(struct __sk_buff *skb, __u32 mtu)
 		return;
 	end = off + (head[0] >> 4) * 4;
 	pos = off + 20;
-	/* 40 bytes of options: at worst NOPs up to the MSS. */
-	for (int i = 0; i < 36; i++) {
+	/* 40 bytes of options: at worst NOPs up to an MSS in the last 4. */
+	for (int i = 0; i <= 40 - TCPOLEN_MSS; i++) {
 		__u16 was, now;
 
 		if (pos + TCPOLEN_MSS > end || bpf_skb_load_bytes(skb, pos, opt, sizeof(opt)))
