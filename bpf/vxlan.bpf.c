@@ -330,6 +330,9 @@ static __always_inline int decap(struct __sk_buff *skb, __u32 *net, const int v6
 	v = 0;
 	if (at.kind == KIND_REMOTE)
 		v = bpf_map_lookup_elem(&vx_vtep, &at.to);
+	/* An empty place holds address 0, and an IPv4 address is the first word of an IPv6 one. */
+	if (v && (v->flags & (VTEP_READY | VTEP_V6)) != (VTEP_READY | (v6 ? VTEP_V6 : 0)))
+		v = 0;
 	if (v6)
 		local = v && v->remote[0] == ip6->saddr[0] && v->remote[1] == ip6->saddr[1] &&
 		        v->remote[2] == ip6->saddr[2] && v->remote[3] == ip6->saddr[3];
