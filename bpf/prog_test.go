@@ -35,9 +35,14 @@ import (
 //	alice ── port ──┐                             ┌── vtep1 ── bob (static: sam)
 //	tap ──── port   ├─ network 7, VNI 236 ── local ┤
 //	bridge's own ───┘      (link: vxlan)          └── vtep2 ── dave
+//
+// Network 8, VNI 237, is somebody else's, with an alice and a bob of its own in
+// the same places: what a packet of network 7 must never be taken for.
 const (
 	netID        fdb.NetID = 7
 	vni          fdb.VNI   = 236
+	otherID      fdb.NetID = 8
+	otherVNI     fdb.VNI   = 237
 	ageing                 = 300 * time.Second
 	refresh                = 30 * time.Second
 	hold                   = 20 * time.Millisecond // vx_hold_ns
@@ -187,7 +192,10 @@ const settled = time.Second
 func (l *lab) entries() (fdb.Table, map[fdb.Key]uint32) {
 	seen := maps.Now() - settled
 	k := func(m fdb.MAC) fdb.Key { return fdb.Key{Net: netID, MAC: m} }
+	otherAlice, otherBob := fdb.Key{Net: otherID, MAC: alice}, fdb.Key{Net: otherID, MAC: bob}
 	return fdb.Table{
+		otherAlice: {Kind: fdb.Peer, Port: l.port, MTU: overlayMTU, Seen: seen},
+		otherBob:   {Kind: fdb.Remote, VTEP: l.on.vtep1, Seen: seen},
 		k(alice):   {Kind: fdb.Peer, Port: l.port, MTU: overlayMTU, Seen: seen},
 		k(sue):     {Kind: fdb.Peer, Port: l.port, MTU: overlayMTU, Seen: seen, Static: true, Sticky: true},
 		k(tap):     {Kind: fdb.Egress, Port: l.port, MTU: overlayMTU, Seen: seen},
@@ -196,7 +204,7 @@ func (l *lab) entries() (fdb.Table, map[fdb.Key]uint32) {
 		k(sam):     {Kind: fdb.Remote, VTEP: l.on.vtep1, Seen: seen, Static: true, Sticky: true, Pinned: true},
 		k(dave):    {Kind: fdb.Remote, VTEP: l.on.vtep2, Seen: seen},
 		k(lost):    {Kind: fdb.Remote, Seen: seen},
-	}, map[fdb.Key]uint32{k(bob): indexVTEP1, k(sam): indexVTEP1, k(dave): indexVTEP2, k(lost): indexVTEPBad}
+	}, map[fdb.Key]uint32{otherBob: indexVTEP1, k(bob): indexVTEP1, k(sam): indexVTEP1, k(dave): indexVTEP2, k(lost): indexVTEPBad}
 }
 
 func (l *lab) vtep(remote netip.Addr) maps.VTEP {
@@ -241,6 +249,9 @@ func (l *lab) reset(t testing.TB) {
 		must(l.set.Networks.Delete(k))
 	}
 	must(l.set.Networks.Put(maps.NetworkKey{VNI: vni, Port: 4789}, l.network()))
+	other := l.network()
+	other.Net = otherID
+	must(l.set.Networks.Put(maps.NetworkKey{VNI: otherVNI, Port: 4789}, other))
 	for _, dev := range []uint32{l.port, l.vxlan, l.bridge} {
 		must(l.set.Ports.Put(dev, l.portAt()))
 	}
@@ -249,7 +260,7 @@ func (l *lab) reset(t testing.TB) {
 	must(l.set.VTEPs.Clear(indexVTEPBad))
 	must(l.set.Control.SetLease(maps.Now() + time.Hour))
 	must(l.obj.VxControl.Put(bpf.ControlTooBig, bpf.Control{}))
-	for _, n := range []fdb.NetID{0, netID} {
+	for _, n := range []fdb.NetID{0, netID, otherID} {
 		must(l.set.Counters.Reset(n))
 	}
 }
@@ -560,8 +571,10 @@ func (l *lab) judge(t testing.TB, c progCase, verdict int, out []byte) {
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("counters (-want +got):\n%s", d)
 	}
-	if none, err := l.set.Counters.Read(0); err != nil || len(none) != 0 {
-		t.Errorf("network 0 counted: %v %v", none, err)
+	for _, n := range []fdb.NetID{0, otherID} {
+		if none, err := l.set.Counters.Read(n); err != nil || len(none) != 0 {
+			t.Errorf("network %d counted: %v %v", n, none, err)
+		}
 	}
 	if c.foreign || c.reason != bpf.Fast {
 		if verdict != actUnspec {
@@ -1320,4 +1333,18 @@ func TestConstants(t *testing.T) {
 			}
 		})
 	}
+}
+
+// counted is every packet of both networks since the last reset.
+func (l *lab) counted() (n uint64) {
+	for _, id := range []fdb.NetID{netID, otherID} {
+		c, err := l.set.Counters.Read(id)
+		must(err)
+		for _, hook := range c {
+			for _, v := range hook {
+				n += v.Packets
+			}
+		}
+	}
+	return n
 }
