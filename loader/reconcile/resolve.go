@@ -480,7 +480,7 @@ func (b *builder) share(t *target) {
 			b.fail(t.path+"port", fmt.Sprintf("of vxlan links %s and %s on UDP port %d, one takes %s and one does not", t.net.Link, l.Name, x.Port, without), remedy)
 		case t.linkFate == adopted || zero == t.acceptZero:
 		case t.v6 && !deref(t.net.Underlay.UDPChecksum, true):
-			b.fail(t.path+string(AttrUDPChecksum), fmt.Sprintf("vxlan link %s on UDP port %d refuses %s", l.Name, x.Port, without), "make it again with udp6zerocsumrx, "+remedy)
+			b.fail(t.underlayPath(string(AttrUDPChecksum), t.net.Underlay.UDPChecksum == b.cfg.Underlay.UDPChecksum), fmt.Sprintf("vxlan link %s on UDP port %d refuses %s", l.Name, x.Port, without), "make it again with udp6zerocsumrx, "+remedy)
 		default:
 			t.acceptZero = zero
 			if t.v6 {
