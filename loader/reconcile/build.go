@@ -149,8 +149,19 @@ func (b *builder) taken(r OwnedLink) string {
 		return "its name is taken"
 	}
 	for _, t := range b.targets {
-		if v := r.Replaced.VXLAN; v != nil && v.VNI == t.net.VNI && v.Port == t.net.Underlay.Port {
+		v := r.Replaced.VXLAN
+		if v == nil || v.Port != t.net.Underlay.Port {
+			continue
+		}
+		accepts := t.acceptZero
+		if t.linkFate == adopted {
+			accepts = t.link.VXLAN.UDPZeroCsum6RX
+		}
+		switch {
+		case v.VNI == t.net.VNI && !v.External:
 			return fmt.Sprintf("network %s has its VNI %s", t.net.Name, v.VNI)
+		case r.Replaced.Up && (v.External || v.V6() == t.v6 && (v.GBP || v.UDPZeroCsum6RX != accepts)): // see share
+			return fmt.Sprintf("network %s has its UDP port %d in another mode", t.net.Name, v.Port)
 		}
 	}
 	return ""

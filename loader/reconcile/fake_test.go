@@ -194,7 +194,7 @@ func (h *host) SetUp(i int) error {
 	}
 	for _, o := range h.s.Links {
 		if x, v := o.VXLAN, l.VXLAN; x != nil && v != nil && o.Up && o.Index != i && x.Port == v.Port && x.V6() == v.V6() &&
-			(x.UDPZeroCsum6RX != v.UDPZeroCsum6RX || x.GBP != v.GBP) { // one socket
+			(x.UDPZeroCsum6RX != v.UDPZeroCsum6RX || x.GBP != v.GBP || x.External != v.External) { // one socket
 			return fmt.Errorf("%s: address already in use", l.Name)
 		}
 	}

@@ -738,6 +738,27 @@ func TestReplacedCannotComeBack(t *testing.T) {
 	}
 }
 
+// TestReplacedWouldNotComeUp: the socket that it would share has become another.
+func TestReplacedWouldNotComeUp(t *testing.T) {
+	for name, f := range map[string]func(*kernel.VXLAN){
+		"external": func(v *kernel.VXLAN) { v.External, v.VNI = true, 0 },
+		"gbp":      func(v *kernel.VXLAN) { v.GBP, v.VNI = true, 10 },
+		"zero":     func(v *kernel.VXLAN) { v.UDPZeroCsum6RX, v.VNI = true, 10 },
+	} {
+		h := newHost(withVXLAN("encap-mgmt", "", f), up)
+		before := h.text()
+		o := load(t, h, mgmt(), Owned{}, Options{Recreate: true})
+		c := mgmt(func(c *config.Config, n *config.Network) { n.Link = "encap-b" })
+		p := plan(t, h, c, o, Options{})
+		if !strings.Contains(p.String(), "cannot come back: network mgmt has its UDP port 4789 in another mode)\n") {
+			t.Errorf("%s: plan:\n%s", name, p)
+		}
+		apply(t, h.clone(), p)
+		apply(t, h, Unload(o, h.s, UnloadOptions{}))
+		same(t, name+": unloaded", h.text(), before)
+	}
+}
+
 func TestNamesChangeKind(t *testing.T) {
 	h := newHost()
 	start := h.text()
