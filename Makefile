@@ -13,9 +13,9 @@ GOLANGCI_VERSION := v2.15.0
 GOLANGCI := bin/golangci-lint-$(GOLANGCI_VERSION)
 
 # Debian and Ubuntu packages: what tests run, and what generate and lint add to that.
-TEST_PACKAGES := iproute2
+TEST_PACKAGES := iproute2 iptables nftables
 DEV_PACKAGES := clang-19 llvm-19 clang-format-19 shellcheck
-TEST_COMMANDS := ip bridge
+TEST_COMMANDS := ip bridge iptables-legacy iptables-nft nft
 DEV_COMMANDS := clang-19 llvm-strip-19 clang-format-19 shellcheck
 
 # git refuses a checkout of another user's; `go build` would stop at that. The version is then "devel".
