@@ -251,6 +251,9 @@ func Load(ctx context.Context, cfg *config.Config, opt Options) (_ *Daemon, err 
 			d.log.Info(a.String())
 		}
 	}
+	for _, n := range d.plan.Notices {
+		d.log.Warn(n)
+	}
 	d.state.Owned, err = reconcile.Apply(ctx, d.plan, host{d.h}, func(o reconcile.Owned) error {
 		d.state.Owned = o
 		return d.state.write(opt.runDir())
