@@ -58,13 +58,14 @@ const (
 
 // Flags.
 const (
-	EntryStatic = uint8(vxEntryFlagENTRY_STATIC)
-	EntrySticky = uint8(vxEntryFlagENTRY_STICKY)
-	EntryPinned = uint8(vxEntryFlagENTRY_PINNED)
-	EntryBehind = uint8(vxEntryFlagENTRY_BEHIND)
-	PlaceOff    = uint32(vxPlaceFlagPLACE_OFF)
-	PlaceV6     = uint32(vxPlaceFlagPLACE_V6)
-	PlaceZero6  = uint32(vxPlaceFlagPLACE_ZERO6)
+	EntryStatic  = uint8(vxEntryFlagENTRY_STATIC)
+	EntrySticky  = uint8(vxEntryFlagENTRY_STICKY)
+	EntryPinned  = uint8(vxEntryFlagENTRY_PINNED)
+	EntryBehind  = uint8(vxEntryFlagENTRY_BEHIND)
+	EntryPending = uint8(vxEntryFlagENTRY_PENDING)
+	PlaceOff     = uint32(vxPlaceFlagPLACE_OFF)
+	PlaceV6      = uint32(vxPlaceFlagPLACE_V6)
+	PlaceZero6   = uint32(vxPlaceFlagPLACE_ZERO6)
 
 	VTEPReady      = uint16(vxVtepFlagVTEP_READY)
 	VTEPMACs       = uint16(vxVtepFlagVTEP_MACS)
@@ -87,8 +88,9 @@ const (
 
 // Indexes of vx_control.
 const (
-	ControlLease  = uint32(vxControlKeyCONTROL_LEASE)
-	ControlTooBig = uint32(vxControlKeyCONTROL_TOO_BIG)
+	ControlLease   = uint32(vxControlKeyCONTROL_LEASE)
+	ControlTooBig  = uint32(vxControlKeyCONTROL_TOO_BIG)
+	ControlRemoved = uint32(vxControlKeyCONTROL_REMOVED)
 )
 
 // Reasons that other packages speak of by name.

@@ -127,6 +127,7 @@ enum {
 enum {
 	IP_DF = 0x4000,
 	IP_FRAGMENT = 0x3fff, /* more fragments, offset */
+	IP_OFFSET = 0x1fff,
 };
 
 enum {

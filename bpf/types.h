@@ -63,18 +63,16 @@ enum entry_kind {
 };
 
 enum entry_flag {
-	ENTRY_STATIC = 1, /* never ages; the daemon vouches for it */
-	ENTRY_STICKY =
-	        2, /* no frame from another port moves it: a sticky entry of the bridge, the bridge's own address */
-	ENTRY_PINNED = 4, /* no frame from another VTEP moves it: the vxlan device has it static, or does not learn */
-	ENTRY_BEHIND =
-	        8, /* not the address of the container's device but of something behind it: another host's to it */
+	ENTRY_STATIC = 1,   /* never ages; the daemon vouches for it */
+	ENTRY_STICKY = 2,   /* no frame from another port moves it: sticky in the bridge, or the bridge's own */
+	ENTRY_PINNED = 4,   /* no frame from another VTEP moves it: static in the vxlan device, which may not learn */
+	ENTRY_BEHIND = 8,   /* lives behind the container's device: frames for it are another host's to that */
+	ENTRY_PENDING = 16, /* the daemon has yet to ask the kernel again: shows moves, carries nothing */
 };
 
 /* vx_fdb: one compare of 8 bytes. */
 struct fdb_key {
-	__u64 word; /* lower 16 bits: network, from vx_vni or vx_port; then the MAC address as its bytes lie in a frame
-	             */
+	__u64 word; /* network in the lower 16 bits, then the MAC address as its bytes lie in a frame */
 };
 
 /* The first 8 bytes are read as one: the element may be given to another key under a running program. */
@@ -153,6 +151,7 @@ struct vtep {
 enum control_key {
 	CONTROL_LEASE,   /* the daemon writes: until then it vouches for MACs and static entries */
 	CONTROL_TOO_BIG, /* programs write: when the underlay last said that a packet was too big */
+	CONTROL_REMOVED, /* programs write: when one last removed an entry */
 	CONTROL_MAX,
 };
 

@@ -41,14 +41,24 @@ static __always_inline int followed(__u64 now)
 	return c && now < c->at && c->at < LEASE_FOREVER;
 }
 
-/* The underlay said that a packet was too big: some template's MTU is wrong from now on. */
-static __always_inline void too_big_now(__u64 now)
+static __always_inline void note(enum control_key what, __u64 now)
 {
-	__u32 key = CONTROL_TOO_BIG;
+	__u32 key = what;
 	struct control *c = bpf_map_lookup_elem(&vx_control, &key);
 
 	if (c)
 		c->at = now;
+}
+
+/*
+ * The kernel's decision is another one, or will be: forget ours. Should it stay
+ * as it was (it drops the frame that showed the MAC elsewhere), it sends no
+ * event, so the daemon looks for what is missing.
+ */
+static __always_inline void fdb_remove(const struct fdb_key *key)
+{
+	if (!bpf_map_delete_elem(&vx_fdb, key))
+		note(CONTROL_REMOVED, bpf_ktime_get_coarse_ns());
 }
 
 /*

@@ -23,7 +23,8 @@ type vxControlKey uint32
 const (
 	vxControlKeyCONTROL_LEASE   vxControlKey = 0
 	vxControlKeyCONTROL_TOO_BIG vxControlKey = 1
-	vxControlKeyCONTROL_MAX     vxControlKey = 2
+	vxControlKeyCONTROL_REMOVED vxControlKey = 2
+	vxControlKeyCONTROL_MAX     vxControlKey = 3
 )
 
 type vxCounter struct {
@@ -35,10 +36,11 @@ type vxCounter struct {
 type vxEntryFlag uint32
 
 const (
-	vxEntryFlagENTRY_STATIC vxEntryFlag = 1
-	vxEntryFlagENTRY_STICKY vxEntryFlag = 2
-	vxEntryFlagENTRY_PINNED vxEntryFlag = 4
-	vxEntryFlagENTRY_BEHIND vxEntryFlag = 8
+	vxEntryFlagENTRY_STATIC  vxEntryFlag = 1
+	vxEntryFlagENTRY_STICKY  vxEntryFlag = 2
+	vxEntryFlagENTRY_PINNED  vxEntryFlag = 4
+	vxEntryFlagENTRY_BEHIND  vxEntryFlag = 8
+	vxEntryFlagENTRY_PENDING vxEntryFlag = 16
 )
 
 type vxEntryKind uint32

@@ -62,10 +62,10 @@ static __always_inline int recent(__u64 stamp, __u64 now)
 static __always_inline int source_check(struct fdb_key *key, struct place at, int here, __u8 keeps)
 {
 	if (here)
-		return 0;
+		return at.flags & ENTRY_PENDING ? -SRC_UNKNOWN : 0;
 	if (at.flags & keeps)
 		return -SRC_STATIC;
-	bpf_map_delete_elem(&vx_fdb, key);
+	fdb_remove(key);
 	return -SRC_MOVED;
 }
 
@@ -181,6 +181,8 @@ static __always_inline int encap(struct __sk_buff *skb, const struct port *port)
 	if (!dst)
 		return -DST_UNKNOWN;
 	at = place_of(dst);
+	if (at.flags & ENTRY_PENDING)
+		return -DST_UNKNOWN;
 	if (at.kind != KIND_REMOTE)
 		return -DST_LOCAL;
 	err = show ?: usable(dst, at, now, port->ageing);
@@ -213,7 +215,7 @@ static __always_inline int there(struct __sk_buff *skb, struct fdb_key *key, str
 
 	if (followed(now) || bpf_check_mtu(skb, at.to, &any, 0, 0) != -ENODEV)
 		return 0;
-	bpf_map_delete_elem(&vx_fdb, key);
+	fdb_remove(key);
 	return -PORT_GONE;
 }
 
@@ -246,6 +248,69 @@ static __always_inline int is_too_big(const void *outer, const int v6)
 	return ip4->version_ihl == 0x45 && ip4->protocol == IPPROTO_ICMP && l4->source == bpf_htons(0x0304);
 }
 
+/* Is this the address of the VTEP that the entry names? `v6` is a constant; one word of address over IPv4. */
+static __always_inline int at_vtep(struct place at, const __be32 *addr, const int v6)
+{
+	struct vtep *v;
+
+	if (at.kind != KIND_REMOTE)
+		return 0;
+	v = bpf_map_lookup_elem(&vx_vtep, &at.to);
+	/* An empty place holds address 0, and an IPv4 address is the first word of an IPv6 one. */
+	if (!v || (v->flags & (VTEP_READY | VTEP_V6)) != (VTEP_READY | (v6 ? VTEP_V6 : 0)))
+		return 0;
+	return v->remote[0] == addr[0] &&
+	       (!v6 || (v->remote[1] == addr[1] && v->remote[2] == addr[2] && v->remote[3] == addr[3]));
+}
+
+static __always_inline int from_vtep(struct fdb_key *key, struct place at, const __be32 *addr, const int v6)
+{
+	return source_check(key, at, at_vtep(at, addr, v6), at.kind == KIND_REMOTE ? ENTRY_PINNED : ENTRY_STICKY);
+}
+
+/*
+ * A packet that only the kernel takes apart: with IP options or extension
+ * headers, or the first fragment of a datagram. The kernel will learn from what
+ * is inside, so the source is checked all the same. `addr` is the outer source.
+ */
+static __always_inline void odd(struct __sk_buff *skb, __u32 off, __u8 proto, const __be32 *addr, const int v6)
+{
+	struct {
+		struct udphdr udp;
+		struct vxlanhdr vxlan;
+		__u8 eth[16]; /* 14, and room */
+	} h = {};
+	struct vni_key vkey = {};
+	struct fdb_entry *src;
+	struct network *n;
+	struct fdb_key key;
+
+	/* Hop-by-hop, routing, destination options, fragment (RFC 8200 section 4). */
+	if (v6) {
+		for (int i = 0; i < 4 && (proto == 0 || proto == 43 || proto == 60 || proto == 44); i++) {
+			__u8 e[4];
+
+			if (bpf_skb_load_bytes(skb, off, e, sizeof(e)))
+				return;
+			if (proto == 44 && (e[2] || (e[3] & 0xf8)))
+				return;
+			off += proto == 44 ? 8 : 8 + e[1] * 8;
+			proto = e[0];
+		}
+	}
+	if (proto != IPPROTO_UDP || bpf_skb_load_bytes(skb, off, &h, 30) || !(h.vxlan.flags & VXLAN_FLAG_I))
+		return;
+	vkey.vni = bpf_ntohl(h.vxlan.vni) >> 8;
+	vkey.port = h.udp.dest;
+	n = bpf_map_lookup_elem(&vx_vni, &vkey);
+	if (!n || !(n->flags & PLACE_V6) != !v6)
+		return;
+	key = key_of_src(n->net, l2_read(h.eth));
+	src = bpf_map_lookup_elem(&vx_fdb, &key);
+	if (src)
+		from_vtep(&key, place_of(src), addr, v6);
+}
+
 /*
  * From the underlay. `net` is set as soon as the packet is known to be ours.
  * Returns a tc verdict (>= 0) or a negative reason; with `net` still 0 the
@@ -268,7 +333,6 @@ static __always_inline int decap(struct __sk_buff *skb, __u32 *net, const int v6
 	struct l2 inner;
 	__u8 outer_tos;
 	struct place at;
-	struct vtep *v;
 	struct frame f;
 	__u64 now;
 	int local;
@@ -283,20 +347,26 @@ static __always_inline int decap(struct __sk_buff *skb, __u32 *net, const int v6
 	vx = f.data + OUTER_LEN(v6) - sizeof(*vx);
 	udp = (void *)vx - sizeof(*udp);
 	if (is_too_big(f.data, v6)) {
-		too_big_now(bpf_ktime_get_coarse_ns());
+		note(CONTROL_TOO_BIG, bpf_ktime_get_coarse_ns());
 		return 0;
 	}
-	/*
-	 * Fragments (all but "don't fragment" set), IP options and extension headers are reassembled and judged by the
-	 * kernel.
-	 */
 	if (v6) {
-		if ((ip6->version_class_label & bpf_htonl(0xf0000000)) != bpf_htonl(0x60000000) ||
-		    ip6->nexthdr != IPPROTO_UDP)
+		if ((ip6->version_class_label & bpf_htonl(0xf0000000)) != bpf_htonl(0x60000000))
 			return 0;
+		if (ip6->nexthdr != IPPROTO_UDP) {
+			odd(skb, sizeof(struct ethhdr) + sizeof(*ip6), ip6->nexthdr, ip6->saddr, 1);
+			return 0;
+		}
 	} else {
-		if (ip4->version_ihl != 0x45 || ip4->protocol != IPPROTO_UDP || (ip4->frag_off & ~bpf_htons(IP_DF)))
+		if (ip4->protocol != IPPROTO_UDP)
 			return 0;
+		/* Options; reserved bit, more fragments, offset. */
+		if (ip4->version_ihl != 0x45 || (ip4->frag_off & ~bpf_htons(IP_DF))) {
+			if (!(ip4->frag_off & bpf_htons(IP_OFFSET)))
+				odd(skb, sizeof(struct ethhdr) + (ip4->version_ihl & 15) * 4, IPPROTO_UDP, &ip4->saddr,
+				    0);
+			return 0;
+		}
 	}
 	if (!(vx->flags & VXLAN_FLAG_I))
 		return 0;
@@ -308,39 +378,33 @@ static __always_inline int decap(struct __sk_buff *skb, __u32 *net, const int v6
 	*net = n->net;
 	if (n->flags & PLACE_OFF)
 		return -NOT_READY;
-	if (v6)
-		local = (n->flags & PLACE_V6) && ip6->daddr[0] == n->local[0] && ip6->daddr[1] == n->local[1] &&
-		        ip6->daddr[2] == n->local[2] && ip6->daddr[3] == n->local[3];
-	else
-		local = !(n->flags & PLACE_V6) && ip4->daddr == n->local[0];
-	/* To a group: the kernel's anyway. But every frame of a known source shows where it lives. */
-	if (!local && !(multicast && !(n->flags & PLACE_V6) == !v6))
+	/* The kernel has a socket of one family for it. */
+	if (!(n->flags & PLACE_V6) != !v6)
 		return -OUTER_NOT_LOCAL;
-	outer = outer_check(skb, f.data, len, gso_size, n->flags & PLACE_ZERO6, v6);
-	if (outer == -OUTER_MALFORMED)
-		return outer;
+	if (v6)
+		local = ip6->daddr[0] == n->local[0] && ip6->daddr[1] == n->local[1] && ip6->daddr[2] == n->local[2] &&
+		        ip6->daddr[3] == n->local[3];
+	else
+		local = ip4->daddr == n->local[0];
+	/* To a group: the kernel's anyway. But every frame of a known source shows where it lives. */
+	if (!local && !multicast)
+		outer = -OUTER_NOT_LOCAL;
+	else
+		outer = outer_check(skb, f.data, len, gso_size, n->flags & PLACE_ZERO6, v6);
 
 	inner = l2_read(f.data + OUTER_LEN(v6));
 	now = bpf_ktime_get_coarse_ns();
 	key = key_of_src(n->net, inner);
 	src = bpf_map_lookup_elem(&vx_fdb, &key);
 	if (!src)
-		return -SRC_UNKNOWN;
+		return outer == -OUTER_MALFORMED || outer == -OUTER_NOT_LOCAL ? outer : -SRC_UNKNOWN;
 	at = place_of(src);
-	v = 0;
-	if (at.kind == KIND_REMOTE)
-		v = bpf_map_lookup_elem(&vx_vtep, &at.to);
-	/* An empty place holds address 0, and an IPv4 address is the first word of an IPv6 one. */
-	if (v && (v->flags & (VTEP_READY | VTEP_V6)) != (VTEP_READY | (v6 ? VTEP_V6 : 0)))
-		v = 0;
-	if (v6)
-		local = v && v->remote[0] == ip6->saddr[0] && v->remote[1] == ip6->saddr[1] &&
-		        v->remote[2] == ip6->saddr[2] && v->remote[3] == ip6->saddr[3];
-	else
-		local = v && v->remote[0] == ip4->saddr;
-	err = source_check(&key, at, local, at.kind == KIND_REMOTE ? ENTRY_PINNED : ENTRY_STICKY);
+	err = from_vtep(&key, at, v6 ? ip6->saddr : &ip4->saddr, v6);
 	if (err)
 		return err;
+	/* The source is checked first: what we would not take, the kernel may. */
+	if (outer == -OUTER_MALFORMED || outer == -OUTER_NOT_LOCAL)
+		return outer;
 	if (multicast || l2_is_multicast(inner))
 		return -BUM;
 	err = outer ?: due(src, at, now, n->refresh);
@@ -373,6 +437,8 @@ static __always_inline int decap(struct __sk_buff *skb, __u32 *net, const int v6
 	if (!dst)
 		return -DST_UNKNOWN;
 	at = place_of(dst);
+	if (at.flags & ENTRY_PENDING)
+		return -DST_UNKNOWN;
 	if (at.kind == KIND_REMOTE)
 		return -DST_REMOTE;
 	if (at.kind == KIND_EGRESS)
@@ -456,6 +522,8 @@ static __always_inline int from_vxlan(struct __sk_buff *skb, const struct port *
 	if (!dst)
 		return -DST_UNKNOWN;
 	at = place_of(dst);
+	if (at.flags & ENTRY_PENDING)
+		return -DST_UNKNOWN;
 	if (at.kind == KIND_REMOTE)
 		return -DST_REMOTE;
 	err = show ?: usable(dst, at, now, port->ageing) ?: there(skb, &key, at, now);
@@ -562,7 +630,7 @@ int vx_tc_moved(struct __sk_buff *skb)
 	/* In hairpin mode a flooded frame of a remote source comes back out of the device that it came in by. */
 	if ((at.kind == KIND_REMOTE ? ifindex : at.to) != skb->ingress_ifindex) {
 		if (!(at.flags & ENTRY_STICKY))
-			bpf_map_delete_elem(&vx_fdb, &key);
+			fdb_remove(&key);
 	} else if (at.kind != KIND_REMOTE) {
 		now = bpf_ktime_get_coarse_ns();
 		if (older(src->seen, now, port->refresh))

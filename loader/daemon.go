@@ -116,6 +116,8 @@ type Daemon struct {
 	mine     map[ebpf.ProgramID]bool // programs known to be ours or not
 	refused  map[hook]string         // why a program could not be attached
 	full     bool                    // the FDB map refused an entry: said once
+	pending  map[fdb.Key]bool        // entries to confirm
+	removed  time.Duration           // when a program last removed an entry, as far as we followed it
 	tooBig   time.Duration           // when the underlay last said that a packet was too big, as far as we followed it
 }
 
@@ -123,6 +125,9 @@ type Daemon struct {
 type placed struct {
 	fdb.Entry
 	vtep vxmaps.VTEPKey // of a remote entry
+	// found: an earlier run's. It holds no reference on its VTEP.
+	found bool
+	since time.Duration // when it was written, of a pending entry
 }
 
 const (
@@ -131,6 +136,11 @@ const (
 	leaseTime   = 5 * time.Second
 	leaseRenew  = time.Second
 	resyncEvery = 30 * time.Second
+	// settle is how long a frame may be under way between a program that finds
+	// no entry for its source and the kernel that learns from it.
+	settle = 10 * time.Millisecond
+	// fewPending is how many entries are asked for one by one; more cost less in a dump.
+	fewPending = 64
 )
 
 // ErrNotPermitted is wrapped by errors that a capable process would not get.
@@ -201,7 +211,7 @@ func Load(ctx context.Context, cfg *config.Config, opt Options) (_ *Daemon, err 
 	if err := NetAdmin(); err != nil {
 		return nil, err
 	}
-	d := &Daemon{opt: opt, log: opt.Log, view: newView(), hooks: map[hook]bool{}, fdb: map[fdb.Key]placed{},
+	d := &Daemon{opt: opt, log: opt.Log, view: newView(), hooks: map[hook]bool{}, fdb: map[fdb.Key]placed{}, pending: map[fdb.Key]bool{},
 		ports: map[uint32]vxmaps.Port{}, networks: map[vxmaps.NetworkKey]vxmaps.Network{}}
 	defer func() {
 		if err != nil {
@@ -494,6 +504,15 @@ func (d *Daemon) start() error {
 	if err := d.resync(); err != nil {
 		return err
 	}
+	for range 5 { // what moves all the time comes later
+		if len(d.pending) == 0 {
+			break
+		}
+		time.Sleep(settle)
+		if err := d.confirm(); err != nil {
+			return err
+		}
+	}
 	// Only now: what an earlier run left in the maps may have been wrong for long.
 	if err := d.renew(); err != nil {
 		return err
@@ -538,6 +557,8 @@ func (d *Daemon) follow(ctx context.Context, events <-chan []kernel.Event) error
 	full := time.NewTicker(resyncEvery)
 	defer full.Stop()
 	soon := make(<-chan time.Time) // a dump that was asked for, after a pause
+	ripe := make(<-chan time.Time) // pending entries, when they can be confirmed
+	waiting := false
 	pending := false
 	for {
 		again := false
@@ -557,6 +578,9 @@ func (d *Daemon) follow(ctx context.Context, events <-chan []kernel.Event) error
 			if err := d.followPathMTU(); err != nil {
 				return err
 			}
+			if err := d.mend(); err != nil {
+				return err
+			}
 			changed, err := d.readPeers()
 			if err == nil && changed {
 				err = d.sync()
@@ -568,6 +592,11 @@ func (d *Daemon) follow(ctx context.Context, events <-chan []kernel.Event) error
 			// Path MTUs are learnt without an event, and entries that a program
 			// removed may be right after all.
 			again = true
+		case <-ripe:
+			waiting = false
+			if err := d.confirm(); err != nil {
+				return err
+			}
 		case <-soon:
 			pending = false
 			if err := d.resync(); err != nil {
@@ -577,6 +606,10 @@ func (d *Daemon) follow(ctx context.Context, events <-chan []kernel.Event) error
 		if again && !pending {
 			pending = true
 			soon = time.After(100 * time.Millisecond)
+		}
+		if len(d.pending) > 0 && !waiting {
+			waiting = true
+			ripe = time.After(settle)
 		}
 		if d.dirty {
 			d.dirty = false
@@ -728,9 +761,7 @@ func (d *Daemon) resync() error {
 	if err != nil {
 		return err
 	}
-	for _, e := range entries {
-		v.setFDB(e)
-	}
+	v.replaceFDB(entries)
 	neighbours, err := d.h.Neighbours()
 	if err != nil {
 		return err
@@ -767,15 +798,123 @@ func (d *Daemon) adopt(table fdb.Table) error {
 			}
 		}
 	}
-	for k := range table {
+	for k, e := range table {
 		if _, known := d.fdb[k]; !known {
-			d.fdb[k] = placed{} // an earlier run's: like nothing, so the first sync writes or deletes it
+			d.fdb[k] = placed{Entry: e, found: true}
 		}
 	}
 	if err := d.vteps.updateAll(d.view); err != nil {
 		return err
 	}
 	return d.sync()
+}
+
+// mend puts back what programs removed and the kernel did not move: it dropped
+// the frame that showed the MAC elsewhere, or the MAC is back already.
+func (d *Daemon) mend() error {
+	at, err := d.dp.maps.Control.Removed()
+	if err != nil || at == d.removed {
+		return err
+	}
+	d.removed = at
+	now := vxmaps.Now()
+	for k := range d.fdb {
+		there, err := d.dp.maps.FDB.Has(k)
+		if err != nil {
+			return err
+		}
+		if there {
+			continue
+		}
+		if err := d.forget(k); err != nil {
+			return err
+		}
+		if n := d.byID(k.Net); n != nil {
+			if err := d.syncMAC(n, k.MAC, now); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// confirm asks the kernel again about the entries that were written a moment
+// ago. An event tells what was true when it was sent: were its entry used at
+// once, a MAC that has moved on since would be sent to its old place, and the
+// source check would hide from the kernel that it came back there.
+func (d *Daemon) confirm() (err error) {
+	now := vxmaps.Now()
+	due := make([]fdb.Key, 0, len(d.pending))
+	for k := range d.pending {
+		if old, known := d.fdb[k]; !known || !old.Pending {
+			delete(d.pending, k)
+		} else if now-old.since >= settle {
+			due = append(due, k)
+		}
+	}
+	ask := func(n *network, mac fdb.MAC) error {
+		b, ok, err := d.h.BridgeEntry(n.bridge.Index, mac)
+		if err != nil {
+			return err
+		}
+		delete(d.view.bridgeFDB[n.bridge.Index], mac)
+		if ok {
+			d.view.setFDB(b)
+		}
+		x, ok, err := d.h.VXLANEntry(n.link.Index, mac)
+		if err != nil {
+			return err
+		}
+		delete(d.view.vxlanFDB[n.link.Index], mac)
+		if ok {
+			d.view.setFDB(x)
+		}
+		return nil
+	}
+	if len(due) > fewPending {
+		all, err := d.h.FDB()
+		if err != nil {
+			return err
+		}
+		d.view.replaceFDB(all)
+		ask = func(*network, fdb.MAC) error { return nil }
+	}
+	for _, k := range due {
+		delete(d.pending, k)
+		n := d.byID(k.Net)
+		if n == nil {
+			continue
+		}
+		if err := ask(n, k.MAC); err != nil {
+			return err
+		}
+		want, ok := d.view.entry(n, k.MAC, now)
+		old := d.fdb[k]
+		if !ok || !old.Same(want) || old.vtep != d.vtepOf(n, want) {
+			if ok {
+				err = d.putEntry(k, want)
+			} else {
+				err = d.delEntry(k)
+			}
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		old.Pending = false
+		there, err := d.dp.maps.FDB.Replace(k, want, d.vteps.index[old.vtep])
+		switch {
+		case err != nil:
+			return err
+		case there:
+			d.fdb[k] = old
+		default: // a program saw it elsewhere: the kernel's event is on its way
+			if err := d.forget(k); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func (d *Daemon) byID(id fdb.NetID) *network {
@@ -1056,14 +1195,12 @@ func (d *Daemon) syncMAC(n *network, mac fdb.MAC, now time.Duration) error {
 	return d.putEntry(k, want)
 }
 
+// putEntry writes an entry: one of a new place pending, until it is confirmed.
 func (d *Daemon) putEntry(k fdb.Key, e fdb.Entry) error {
-	want := placed{Entry: e}
 	n := d.byID(k.Net)
-	if e.Kind == fdb.Remote {
-		want.vtep = d.vtepKey(n, e.VTEP)
-	}
+	want := placed{Entry: e, vtep: d.vtepOf(n, e), since: vxmaps.Now()}
 	old, known := d.fdb[k]
-	if known && old.Same(e) && old.vtep == want.vtep {
+	if known && !old.found && old.Same(e) && old.vtep == want.vtep {
 		return nil
 	}
 	var index uint32
@@ -1073,17 +1210,37 @@ func (d *Daemon) putEntry(k fdb.Key, e fdb.Entry) error {
 			return d.refuse(k, err)
 		}
 	}
-	if err := d.dp.maps.FDB.Put(k, e, index); err != nil {
+	err := error(nil)
+	done := false
+	if known && !old.Pending && old.Kind == e.Kind && old.Port == e.Port && old.VTEP == e.VTEP {
+		done, err = d.dp.maps.FDB.Replace(k, e, index)
+	}
+	if err == nil && !done {
+		want.Pending = true
+		err = d.dp.maps.FDB.Put(k, want.Entry, index)
+	}
+	if err != nil {
 		if e.Kind == fdb.Remote {
 			err = errors.Join(err, d.vteps.release(want.vtep))
 		}
 		return d.refuse(k, err)
 	}
 	d.fdb[k] = want
-	if known && old.Kind == fdb.Remote {
+	if want.Pending {
+		d.pending[k] = true
+	}
+	if known && !old.found && old.Kind == fdb.Remote {
 		return d.vteps.release(old.vtep)
 	}
 	return nil
+}
+
+// vtepOf is vtepKey for a remote entry, else zero.
+func (d *Daemon) vtepOf(n *network, e fdb.Entry) vxmaps.VTEPKey {
+	if e.Kind != fdb.Remote {
+		return vxmaps.VTEPKey{}
+	}
+	return d.vtepKey(n, e.VTEP)
 }
 
 // refuse: what does not fit stays with the kernel, which has room. Said once.
@@ -1109,7 +1266,8 @@ func (d *Daemon) delEntry(k fdb.Key) error {
 func (d *Daemon) forget(k fdb.Key) error {
 	old := d.fdb[k]
 	delete(d.fdb, k)
-	if old.Kind == fdb.Remote {
+	delete(d.pending, k)
+	if old.Kind == fdb.Remote && !old.found {
 		return d.vteps.release(old.vtep)
 	}
 	return nil

@@ -86,6 +86,14 @@ func (v *view) delFDB(e kernel.FDBEntry) {
 	}
 }
 
+// replaceFDB takes a whole dump.
+func (v *view) replaceFDB(all []kernel.FDBEntry) {
+	v.bridgeFDB, v.vxlanFDB = map[int]map[fdb.MAC]kernel.FDBEntry{}, map[int]map[fdb.MAC]kernel.FDBEntry{}
+	for _, e := range all {
+		v.setFDB(e)
+	}
+}
+
 // network is one configured network as it stands on this host.
 type network struct {
 	cfg   config.Network

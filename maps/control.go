@@ -39,6 +39,12 @@ func (c *Control) TooBig() (time.Duration, error) {
 	return c.at(bpf.ControlTooBig, "time of the last \"too big\"")
 }
 
+// Removed is when a program last removed an entry from the FDB map, 0 for
+// never: its MAC was seen elsewhere, or its port was gone.
+func (c *Control) Removed() (time.Duration, error) {
+	return c.at(bpf.ControlRemoved, "time of the last removal")
+}
+
 func (c *Control) at(key uint32, what string) (time.Duration, error) {
 	var v bpf.Control
 	if err := c.m.Lookup(key, &v); err != nil {

@@ -17,32 +17,48 @@ import (
 // FDB is vx_fdb: (network, MAC) -> where it lives.
 type FDB struct{ m *ebpf.Map }
 
-// Put writes one entry; vtep is the index of its VTEP for a remote entry. The
-// entry starts with e.Seen as the time the kernel last had a frame of the MAC.
-// A full map is an error that names its size.
+// Put writes one entry, pending or not; vtep is the index of its VTEP for a
+// remote entry. The entry starts with e.Seen as the time the kernel last had a
+// frame of the MAC. A full map is an error that names its size.
 func (f *FDB) Put(k fdb.Key, e fdb.Entry, vtep uint32) error {
+	return f.put(k, e, vtep, ebpf.UpdateAny)
+}
+
+// Replace writes an entry that is there. ok is false if it is not: a program
+// removed it, since its MAC was seen elsewhere.
+func (f *FDB) Replace(k fdb.Key, e fdb.Entry, vtep uint32) (ok bool, err error) {
+	err = f.put(k, e, vtep, ebpf.UpdateExist)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+func (f *FDB) put(k fdb.Key, e fdb.Entry, vtep uint32, how ebpf.MapUpdateFlags) error {
 	// Frames of this MAC may be on the slow path just now: the first ones stay behind them.
 	v := bpf.FDBEntry{Kind: uint8(e.Kind), Mtu: e.MTU, To: e.Port, Seen: uint64(max(e.Seen, 0)), Slow: uint64(Now())}
 	if e.Kind == fdb.Remote {
 		v.To = vtep
 	}
-	if e.Static {
-		v.Flags |= bpf.EntryStatic
+	for _, f := range flags(&e) {
+		if *f.on {
+			v.Flags |= f.bit
+		}
 	}
-	if e.Sticky {
-		v.Flags |= bpf.EntrySticky
+	if err := f.m.Update(fdbKey(k), v, how); err != nil {
+		return fmt.Errorf("put FDB entry %v (map holds %d): %w", k, f.m.MaxEntries(), err)
 	}
-	if e.Pinned {
-		v.Flags |= bpf.EntryPinned
-	}
-	if e.Behind {
-		v.Flags |= bpf.EntryBehind
-	}
-	err := f.m.Put(fdbKey(k), v)
-	if errors.Is(err, ebpf.ErrKeyExist) || err == nil {
-		return nil
-	}
-	return fmt.Errorf("put FDB entry %v (map holds %d): %w", k, f.m.MaxEntries(), err)
+	return nil
+}
+
+type flag struct {
+	bit uint8
+	on  *bool
+}
+
+func flags(e *fdb.Entry) []flag {
+	return []flag{{bpf.EntryStatic, &e.Static}, {bpf.EntrySticky, &e.Sticky}, {bpf.EntryPinned, &e.Pinned},
+		{bpf.EntryBehind, &e.Behind}, {bpf.EntryPending, &e.Pending}}
 }
 
 // Delete removes an entry. One that is not there is fine: programs remove moved
@@ -74,8 +90,10 @@ func (f *FDB) All(vtep func(uint32) netip.Addr) (fdb.Table, error) {
 	var v bpf.FDBEntry
 	it := f.m.Iterate()
 	for it.Next(&k, &v) {
-		e := fdb.Entry{Kind: fdb.Kind(v.Kind), Port: v.To, MTU: v.Mtu, Static: v.Flags&bpf.EntryStatic != 0,
-			Sticky: v.Flags&bpf.EntrySticky != 0, Pinned: v.Flags&bpf.EntryPinned != 0, Behind: v.Flags&bpf.EntryBehind != 0, Seen: time.Duration(v.Seen)}
+		e := fdb.Entry{Kind: fdb.Kind(v.Kind), Port: v.To, MTU: v.Mtu, Seen: time.Duration(v.Seen)}
+		for _, f := range flags(&e) {
+			*f.on = v.Flags&f.bit != 0
+		}
 		if e.Kind == fdb.Remote {
 			e.VTEP, e.Port = vtep(v.To), 0
 		}

@@ -138,7 +138,7 @@ func (a *app) readStatus() (*statusDoc, error) {
 			}
 			for k, e := range table {
 				switch {
-				case k.Net != n.ID:
+				case k.Net != n.ID || e.Pending:
 				case e.Kind == fdb.Remote:
 					ns.FDBFar++
 					if v := e.VTEP.String(); !slices.Contains(ns.VTEPs, v) {

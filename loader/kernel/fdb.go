@@ -99,6 +99,33 @@ func (h *Handle) FDB() ([]FDBEntry, error) {
 	return es, nil
 }
 
+// BridgeEntry asks a bridge where it would send frames to a MAC without a VLAN.
+// ok is false if it has no entry, or is gone.
+func (h *Handle) BridgeEntry(bridge int, mac fdb.MAC) (e FDBEntry, ok bool, err error) {
+	return h.fdbEntry(ndMsg(unix.AF_BRIDGE, 0, 0, 0),
+		nl.NewRtAttr(unix.NDA_MASTER, nl.Uint32Attr(uint32(bridge))), nl.NewRtAttr(unix.NDA_LLADDR, mac[:]))
+}
+
+// VXLANEntry asks a vxlan device the same about its own table. Of a MAC with
+// several remotes it names one.
+func (h *Handle) VXLANEntry(vxlan int, mac fdb.MAC) (e FDBEntry, ok bool, err error) {
+	return h.fdbEntry(ndMsg(unix.AF_BRIDGE, vxlan, 0, unix.NTF_SELF), nl.NewRtAttr(unix.NDA_LLADDR, mac[:]))
+}
+
+func (h *Handle) fdbEntry(parts ...nl.NetlinkRequestData) (e FDBEntry, ok bool, err error) {
+	m, err := h.get(unix.RTM_GETNEIGH, unix.RTM_NEWNEIGH, parts...)
+	if err == nil {
+		e, ok, err = parseFDB(m)
+	}
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
+		return FDBEntry{}, false, nil
+	}
+	if err != nil {
+		return FDBEntry{}, false, fmt.Errorf("get forwarding entry: %w", err)
+	}
+	return e, ok, nil
+}
+
 // fdbTries bounds how often a table that does not come to rest is listed.
 const fdbTries = 8
 

@@ -136,6 +136,9 @@ type Entry struct {
 	// Behind: of a Peer, the MAC is not that of the device in the container
 	// but of something behind it, a nested bridge for example.
 	Behind bool
+	// Pending: written, and not confirmed by asking the kernel again. Shows
+	// moves, carries no packet. Same does not look at it.
+	Pending bool
 	// Seen is when the kernel last had a frame from this MAC, on
 	// CLOCK_MONOTONIC. Same does not look at it: the data path moves it on
 	// its own.
@@ -143,9 +146,9 @@ type Entry struct {
 }
 
 // Same reports whether two entries send packets to the same place under the
-// same rules. Seen does not count.
+// same rules. Seen and Pending do not count.
 func (e Entry) Same(o Entry) bool {
-	e.Seen, o.Seen = 0, 0
+	e.Seen, o.Seen, e.Pending, o.Pending = 0, 0, false, false
 	return e == o
 }
 

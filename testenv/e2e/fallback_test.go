@@ -284,6 +284,9 @@ func TestFallbackMixed(t *testing.T) {
 	w.startRestricted("h1", withoutBPF)
 	d := w.start("h2")
 	w.allTraffic()
+	// A MAC address is fast as soon as it is confirmed: the transfers below are short.
+	w.ping(w.Container("h2", "mgmt-2").NS, w.Container("h1", "mgmt-2").Addr.Addr())
+	overlay{world: w}.know("h2", w.Container("h1", "mgmt-1").MAC, w.Container("h1", "mgmt-2").MAC, w.Container("h2", "mgmt-1").MAC, w.Container("h2", "mgmt-2").MAC)
 	before := w.network("h2", "mgmt")
 	w.transfer(w.Container("h1", "mgmt-1"), w.Container("h2", "mgmt-1"), 16<<20)
 	w.transfer(w.Container("h2", "mgmt-2"), w.Container("h1", "mgmt-2"), 16<<20)

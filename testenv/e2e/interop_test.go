@@ -118,7 +118,9 @@ func (w overlay) table(host string) map[fdb.MAC]fdb.Entry {
 			w.t.Fatal(err)
 		}
 		for k, e := range t {
-			out[k.MAC] = e
+			if !e.Pending {
+				out[k.MAC] = e
+			}
 		}
 	})
 	return out
