@@ -1334,17 +1334,3 @@ func TestConstants(t *testing.T) {
 		})
 	}
 }
-
-// counted is every packet of both networks since the last reset.
-func (l *lab) counted() (n uint64) {
-	for _, id := range []fdb.NetID{netID, otherID} {
-		c, err := l.set.Counters.Read(id)
-		must(err)
-		for _, hook := range c {
-			for _, v := range hook {
-				n += v.Packets
-			}
-		}
-	}
-	return n
-}
