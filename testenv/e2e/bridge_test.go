@@ -43,6 +43,7 @@ type twin struct {
 type lab struct {
 	overlay
 	eyes map[string]*eye
+	macs map[string]fdb.MAC // of bridges, by host
 }
 
 // eye sees and sends at a link; one with another ifindex than the link's is blind.
@@ -60,8 +61,9 @@ type node struct {
 	mac  fdb.MAC
 }
 
-// newTwin builds both labs and starts vxbpf in one. args are vxbpf's, on all hosts.
-func newTwin(t *testing.T, spec testenv.Spec, args ...string) *twin {
+// newTwin builds both labs and starts vxbpf in one. config has words of all
+// hosts' configs and what stands for them.
+func newTwin(t *testing.T, spec testenv.Spec, config ...string) *twin {
 	t.Helper()
 	tw := &twin{t: t, daemons: map[string]*testenv.Daemon{}}
 	for i, l := range []*lab{&tw.kernel, &tw.vxbpf} {
@@ -70,7 +72,7 @@ func newTwin(t *testing.T, spec testenv.Spec, args ...string) *twin {
 		for j := range s.Hosts {
 			s.Hosts[j].KernelVXLAN = i == 0 && !s.Hosts[j].Stranger
 		}
-		*l = lab{newOverlay(t, s, false), map[string]*eye{}}
+		*l = lab{newOverlay(t, s, false), map[string]*eye{}, map[string]fdb.MAC{}}
 		for _, h := range l.Hosts {
 			for _, ns := range append([]testenv.NS{h.NS}, namespaces(h)...) {
 				l.must(ns.Sysctl("net.ipv6.conf.all.disable_ipv6", "1"), ns.Sysctl("net.ipv6.conf.default.disable_ipv6", "1"))
@@ -79,9 +81,17 @@ func newTwin(t *testing.T, spec testenv.Spec, args ...string) *twin {
 				continue
 			}
 			if i == 1 {
-				tw.daemons[h.Name] = l.start(h.Name, args...)
+				c := strings.NewReplacer(config...).Replace(string(h.Config(l.Spec)))
+				d, err := h.Start(l.ctx, testenv.StartOptions{Binary: l.bin, Config: []byte(c)})
+				l.must(err, l.AttachContainers(l.ctx, h.Name))
+				tw.daemons[h.Name] = d
+				t.Cleanup(func() {
+					if t.Failed() {
+						t.Logf("log of %s:\n%s", h.Name, d.Log())
+					}
+				})
 			}
-			l.sh(h.Name, fmt.Sprintf("ip link set br-mgmt address %s", hostMAC(h.Name)))
+			l.setMAC(h.Name, fdb.MAC{0x02, 0xb0, 0, 0, 0xaa, h.Name[1]})
 		}
 	}
 	tw.settle()
@@ -95,8 +105,12 @@ func namespaces(h *testenv.Host) (out []testenv.NS) {
 	return out
 }
 
-// hostMAC is what the bridge of a host answers to.
-func hostMAC(host string) fdb.MAC { return fdb.MAC{0x02, 0xb0, 0, 0, 0xaa, host[1]} }
+// setMAC is what the bridge of a host answers to.
+func (l lab) setMAC(host string, mac fdb.MAC) {
+	l.t.Helper()
+	l.sh(host, "ip link set br-mgmt address "+mac.String())
+	l.macs[host] = mac
+}
 
 // sh runs commands of iproute2 in a host's namespace.
 func (l lab) sh(host string, commands ...string) {
@@ -128,7 +142,7 @@ func (l lab) nodes() map[string]node {
 			out[name] = node{name, c.NS, "eth0", c.MAC}
 		}
 		name := string(rune('A' + i))
-		out[name] = node{name, h.NS, "br-mgmt", hostMAC(h.Name)}
+		out[name] = node{name, h.NS, "br-mgmt", l.macs[h.Name]}
 	}
 	return out
 }
@@ -308,14 +322,14 @@ func (l lab) seen(probes []probe) map[string]string {
 			}
 			place, inner := name, f.Data
 			if strings.HasPrefix(name, "wire") {
-				if f.Data[23] == 1 {
-					continue // ICMP "port unreachable", as often as the rate limit allows
+				if !f.Outgoing || f.Data[23] == 1 { // ICMP "port unreachable" comes as often as the rate limit allows
+					continue
 				}
 				o, err := decodeOuter(f.Data)
 				if err != nil {
 					l.t.Errorf("%s: %v", name, err)
 				}
-				place, inner = fmt.Sprintf("%s: %s>%s vni %s", name, o.src, o.dst, o.vni), o.inner
+				place, inner = fmt.Sprintf("%s>%s vni %s port %d", o.src, o.dst, o.vni, o.dport), o.inner
 			} else if f.Outgoing {
 				continue
 			}
@@ -528,6 +542,7 @@ func (tw *twin) paths(when string, other map[string]string) {
 func (tw *twin) settle() {
 	tw.t.Helper()
 	for _, l := range []lab{tw.kernel, tw.vxbpf} {
+		l.look()
 		nodes := l.nodes()
 		for _, from := range slices.Sorted(maps.Keys(nodes)) {
 			l.send(from, ether(broadcast, nodes[from].mac, 0x88b5, 60), 0)
@@ -826,6 +841,19 @@ func TestBridgePorts(t *testing.T) {
 		tw.same("after " + s.name)
 		tw.paths("after "+s.name, nil)
 	}
+	// Frames from the address of before first: then its packets are the kernel's.
+	tw.both("h1", "ip link set br-mgmt address 02:b0:00:00:bb:01")
+	tw.paths("the host has another MAC, the old one speaks", map[string]string{
+		"A>b1": "h1 encap src_unknown, h2 decap fast", "A>B": "h1 encap src_unknown, h2 decap fast",
+		"b1>A": "h1 decap dst_unknown, h1 deliver dst_unknown, h2 encap fast",
+	})
+	tw.same("the host has another MAC, the old one speaks")
+	for _, l := range []lab{tw.kernel, tw.vxbpf} {
+		l.setMAC("h1", fdb.MAC{0x02, 0xb0, 0, 0, 0xbb, 1})
+	}
+	tw.settle()
+	tw.paths("the host has another MAC", nil)
+	tw.same("the host has another MAC")
 }
 
 // arp is a1's question for an address: to everybody, or to the one that it knows.
@@ -850,13 +878,15 @@ func solicit(dst, src fdb.MAC, from, to netip.Addr) []byte {
 }
 
 // all records every frame of some nodes' links while fn runs, as text, sorted;
-// IGMP, which bridges send when they like, left out.
+// IGMP and MLD, which bridges send when they like, left out.
 func (l lab) all(names []string, fn func()) (out []string) {
 	l.t.Helper()
 	recs := map[string]*testenv.Recorder{}
 	for _, name := range names {
 		n := l.nodes()[name]
-		r, err := testenv.Capture(l.ctx, n.ns, n.dev, func(b []byte) bool { return !bytes.HasPrefix(b, []byte{1, 0, 0x5e, 0, 0}) })
+		r, err := testenv.Capture(l.ctx, n.ns, n.dev, func(b []byte) bool {
+			return !bytes.HasPrefix(b, []byte{0x01, 0x00, 0x5e, 0, 0}) && !bytes.HasPrefix(b, []byte{0x33, 0x33, 0, 0, 0, 0x16})
+		})
 		l.must(err)
 		recs[name] = r
 	}
@@ -887,7 +917,7 @@ func TestBridgeNeighSuppress(t *testing.T) {
 	ask := func(when string) (answers int) {
 		t.Helper()
 		var got [2][]string
-		for try := range 3 {
+		for range 3 {
 			for i, l := range []lab{tw.kernel, tw.vxbpf} {
 				got[i] = l.all([]string{"a1", "a2", "b1", "b2", "A", "B"}, func() {
 					for _, dst := range []fdb.MAC{broadcast, far.MAC} {
@@ -899,10 +929,10 @@ func TestBridgeNeighSuppress(t *testing.T) {
 			if slices.Equal(got[0], got[1]) {
 				break
 			}
-			t.Logf("%s, try %d: the frames differ", when, try)
+			t.Logf("%s, once more, because of\n%s", when, hostState(got[0]).changes(got[1]))
 		}
 		if !slices.Equal(got[0], got[1]) {
-			t.Errorf("%s:\nkernel\n\t%s\nvxbpf\n\t%s", when, strings.Join(got[0], "\n\t"), strings.Join(got[1], "\n\t"))
+			t.Errorf("%s: from the kernel's frames to vxbpf's\n%s", when, hostState(got[0]).changes(got[1]))
 		}
 		for _, f := range got[1] {
 			if strings.HasPrefix(f, "a1 in ") {
@@ -941,5 +971,151 @@ func TestBridgeNeighSuppress(t *testing.T) {
 			t.Errorf("a neighbour solicitation to b1 takes %q, want h1 encap nd", got)
 		}
 		tw.same("suppression, neighbour set " + how.name)
+	}
+}
+
+// portState is the spanning tree state of a port of h1, by name.
+func (l lab) portState(port string) string {
+	l.t.Helper()
+	out, err := l.Host("h1").NS.Command(l.ctx, "bridge", "link", "show", "dev", port).CombinedOutput()
+	l.must(err)
+	_, state, _ := strings.Cut(string(out), " state ")
+	state, _, _ = strings.Cut(state, " ")
+	return state
+}
+
+// With spanning tree on, each port listens for a while, then learns, then
+// forwards. In each state both labs do the same.
+func TestBridgeSTP(t *testing.T) {
+	t.Parallel()
+	tw := newTwin(t, bridgeSpec())
+	// The least that the kernel takes is two seconds in each state; more, so that a busy machine finds time to look.
+	tw.both("h1", "ip link set br-mgmt type bridge forward_delay 300")
+	// Ports that forward go on; they begin anew with the bridge.
+	tw.both("h1", "ip link set br-mgmt type bridge stp_state 1", "ip link set br-mgmt down", "ip link set br-mgmt up")
+	seen := [2]map[string]map[string]string{{}, {}}
+	for _, state := range []string{"listening", "learning", "forwarding"} {
+		for i, l := range []lab{tw.kernel, tw.vxbpf} {
+			l.wait("a port to be "+state, func() bool { return l.portState("v-mgmt-1") == state && l.portState("encap-mgmt") == state })
+			if i == 1 && state != "forwarding" {
+				tw.says(state, network("is not in forwarding state"))
+			} else if i == 1 {
+				tw.says(state, network(""))
+			}
+			seen[i][state] = l.seen(l.probes())
+			if now := l.portState("v-mgmt-1"); now != state {
+				t.Errorf("the port was %s, and %s when all frames were sent: nothing shown", state, now)
+			}
+		}
+	}
+	for state := range seen[0] {
+		if diff := differ(seen[0][state], seen[1][state]); len(diff) > 0 {
+			t.Errorf("%s: %d frames go elsewhere\n%s", state, len(diff), strings.Join(diff[:min(12, len(diff))], "\n"))
+		}
+	}
+	if n := len(seen[0]["forwarding"]); n <= len(seen[0]["learning"]) {
+		t.Errorf("%d frames arrive while forwarding, %d while learning", n, len(seen[0]["learning"]))
+	}
+	tw.same("spanning tree, forwarding")
+	tw.paths("spanning tree, forwarding", nil)
+	tw.both("h1", "ip link set br-mgmt type bridge stp_state 0")
+	tw.same("spanning tree off again")
+	tw.paths("spanning tree off again", nil)
+}
+
+// stream is numbered packets between containers, both of which know the other's MAC address.
+func (l lab) stream(from, to string) *testenv.Stream {
+	l.t.Helper()
+	nodes := l.nodes()
+	addr := func(name string) netip.Addr {
+		for _, h := range l.Hosts {
+			for _, c := range h.Containers {
+				if c.NS == nodes[name].ns {
+					return c.Addr.Addr()
+				}
+			}
+		}
+		return netip.Addr{}
+	}
+	for _, p := range [][2]string{{from, to}, {to, from}} {
+		c := fmt.Sprintf("ip neigh replace %s lladdr %s dev eth0 nud permanent", addr(p[1]), nodes[p[1]].mac)
+		f := strings.Fields(c)
+		out, err := nodes[p[0]].ns.Command(l.ctx, f[0], f[1:]...).CombinedOutput()
+		if err != nil {
+			l.t.Fatalf("%s: %v\n%s", c, err, out)
+		}
+	}
+	s, err := testenv.StartStream(l.ctx, nodes[from].ns, nodes[to].ns, addr(to), testenv.StreamOptions{Rate: 1000})
+	l.must(err)
+	l.t.Cleanup(func() { s.Stop() })
+	l.wait("the stream from "+from+" to flow", func() bool { return s.Received() > 50 })
+	return s
+}
+
+// What is taken away and put back, by hand.
+var awayAndBack = []struct{ name, away, back string }{
+	{"a port out of the bridge and back", "ip link set v-mgmt-1 nomaster", "ip link set v-mgmt-1 master br-mgmt"},
+	{
+		"the vxlan link deleted and made again", "ip link del encap-mgmt",
+		"ip link add encap-mgmt mtu 1450 type vxlan id 236 dev eth2 local 192.0.2.11 dstport 4789 ttl 5 noudpcsum\n" +
+			"bridge fdb append 00:00:00:00:00:00 dev encap-mgmt dst 192.0.2.12\n" +
+			"ip link set encap-mgmt master br-mgmt up",
+	},
+	{
+		"the bridge deleted and made again", "ip link del br-mgmt",
+		"ip link add br-mgmt address 02:b0:00:00:aa:31 mtu 1450 type bridge\n" +
+			"ip link set encap-mgmt master br-mgmt\nip link set v-mgmt-1 master br-mgmt\nip link set v-mgmt-2 master br-mgmt\n" +
+			"ip link set br-mgmt up",
+	},
+}
+
+// Ports, the vxlan link and the bridge go and come back while packets flow.
+func TestBridgeAwayAndBack(t *testing.T) {
+	t.Parallel()
+	tw := newTwin(t, bridgeSpec())
+	l := tw.vxbpf
+	tw.same("at first")
+	for i, c := range awayAndBack {
+		streams := []*testenv.Stream{l.stream("a1", "b1")}
+		if i == 0 {
+			streams = append(streams, l.stream("a2", "b1"))
+		}
+		tw.both("h1", lines(c.away)...)
+		tw.same(c.name + ", away")
+		got := streams[0].Received()
+		tw.both("h1", lines(c.back)...)
+		l.wait("packets after "+c.name, func() bool { return streams[0].Received() > got+100 })
+		if i == 0 {
+			l.whole(streams[1], "another port out of the bridge and back")
+		}
+		streams[0].Stop()
+		tw.settle()
+		tw.paths(c.name, nil)
+		tw.same(c.name + ", back")
+		for _, h := range l.Hosts {
+			l.hooks(h.Name, "tcx")
+		}
+	}
+}
+
+// The same with nobody there to follow. While a link is away the fast path may go
+// on, since nobody tells it; once it is back, all that the kernel delivers arrives.
+func TestBridgeAwayAndBackWithoutDaemon(t *testing.T) {
+	t.Parallel()
+	tw := newTwin(t, bridgeSpec())
+	tw.same("at first")
+	for _, d := range tw.daemons {
+		if err := d.Kill(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range awayAndBack {
+		s := tw.vxbpf.stream("a1", "b1")
+		tw.both("h1", lines(c.away)...)
+		got := s.Received()
+		tw.both("h1", lines(c.back)...)
+		tw.vxbpf.wait("packets after "+c.name, func() bool { return s.Received() > got+100 })
+		s.Stop()
+		tw.same(c.name + ", back")
 	}
 }
