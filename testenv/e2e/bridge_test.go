@@ -159,6 +159,7 @@ type probe struct {
 	name  string
 	from  string
 	frame []byte
+	skip  int // bytes of an outer header that it brings along
 }
 
 // ether is a frame without the number. The IPv4 addresses are nobody's.
@@ -200,7 +201,7 @@ func (l lab) probes() (out []probe) {
 	for _, from := range names {
 		src := nodes[from].mac
 		add := func(what string, dst fdb.MAC, proto uint16, size int) {
-			out = append(out, probe{from + " to " + what, from, ether(dst, src, proto, size)})
+			out = append(out, probe{name: from + " to " + what, from: from, frame: ether(dst, src, proto, size)})
 		}
 		for _, to := range names {
 			if to != from {
@@ -337,7 +338,7 @@ func (l lab) seen(probes []probe) map[string]string {
 			} else if f.Outgoing {
 				continue
 			}
-			want := slices.Clone(p.frame)
+			want := slices.Clone(p.frame[p.skip:])
 			bits.BigEndian.PutUint64(want[bytes.Index(want, mark)+len(mark):], number)
 			if !bytes.Equal(inner, want) {
 				place += fmt.Sprintf(" altered (%d bytes of %d)", len(inner), len(want))

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	bits "encoding/binary"
 	"fmt"
 	"maps"
 	"os"
@@ -41,7 +42,7 @@ func threeHosts() testenv.Spec {
 func toM(l lab) (out []probe) {
 	nodes := l.nodes()
 	for _, from := range slices.Sorted(maps.Keys(nodes)) {
-		out = append(out, probe{from + " to m", from, ether(m, nodes[from].mac, 0x0800, 100)})
+		out = append(out, probe{name: from + " to m", from: from, frame: ether(m, nodes[from].mac, 0x0800, 100)})
 	}
 	return out
 }
@@ -52,6 +53,19 @@ func (tw *twin) speak(at string, dst fdb.MAC, proto uint16) {
 	number := <-numbers
 	for _, l := range []lab{tw.kernel, tw.vxbpf} {
 		l.send(at, ether(dst, m, proto, 100), number)
+	}
+}
+
+// follows waits until frames from a node to m take a path.
+func (tw *twin) follows(when, from, want string) {
+	tw.t.Helper()
+	var got string
+	tw.vxbpf.settle(func() bool {
+		got = tw.vxbpf.pathOf(from, ether(m, tw.vxbpf.nodes()[from].mac, 0x0800, 100))
+		return got == want
+	})
+	if got != want {
+		tw.t.Errorf("%s: frames from %s to m take %q, want %q", when, from, got, want)
 	}
 }
 
@@ -267,11 +281,14 @@ func TestLearningMoves(t *testing.T) {
 			} {
 				when := fmt.Sprintf("daemons %s, %s entry, m speaks at %s to %s (%04x)", daemons.name, entry, move.at, move.dst, move.proto)
 				tw.strictly(when, func(l lab) []probe {
-					return append([]probe{{"m's own", move.at, ether(move.dst, m, move.proto, 100)}}, toM(l)...)
+					return append([]probe{{name: "m's own", from: move.at, frame: ether(move.dst, m, move.proto, 100)}}, toM(l)...)
 				})
 			}
 			if daemons.end != 0 {
 				signal(daemons.end)
+			}
+			if daemons.name == "awake" {
+				tw.follows(daemons.name+", "+entry+" entry, all moves done", "b1", "h1 decap fast, h2 encap fast")
 			}
 			for _, h := range []string{"h1", "h2", "h3"} {
 				for _, lab := range []lab{tw.kernel, tw.vxbpf} {
@@ -281,6 +298,146 @@ func TestLearningMoves(t *testing.T) {
 						_ = lab.Host(h).NS.Command(lab.ctx, f[0], f[1:]...).Run()
 					}
 				}
+			}
+		}
+	}
+}
+
+// outer wraps a frame up in VXLAN over IPv4, as a host could that is no VTEP.
+func outer(from, to *testenv.Host, port uint16, vni fdb.VNI, inner []byte) []byte {
+	udp := make([]byte, 16)
+	bits.BigEndian.PutUint16(udp, 40000)
+	bits.BigEndian.PutUint16(udp[2:], port)
+	bits.BigEndian.PutUint16(udp[4:], uint16(16+len(inner)))
+	udp[8] = 8
+	bits.BigEndian.PutUint32(udp[12:], uint32(vni)<<8)
+	ip := slices.Concat([]byte{0x45, 0, 0, 0, 0, 1, 0, 0, 64, 17, 0, 0}, from.Address.AsSlice(), to.Address.AsSlice())
+	bits.BigEndian.PutUint16(ip[2:], uint16(36+len(inner)))
+	bits.BigEndian.PutUint16(ip[10:], ^uint16(onesSum(ip)))
+	return slices.Concat(to.MAC[:], from.MAC[:], []byte{8, 0}, ip, udp, inner)
+}
+
+// Frames that claim somebody else's MAC address: from another VTEP, and from a
+// host that is none.
+func TestLearningHijack(t *testing.T) {
+	t.Parallel()
+	tw := newTwin(t, threeHosts())
+	nodes := tw.vxbpf.nodes()
+	everybody := func(p ...probe) func(lab) []probe {
+		return func(l lab) []probe {
+			for i := range p {
+				if p[i].from == "wire h4" {
+					p[i].skip = 50
+				}
+			}
+			return slices.Concat(p, toM(l), l.probes())
+		}
+	}
+	claim := func(mac, dst fdb.MAC) []byte { return ether(dst, mac, 0x0800, 100) }
+	forged := func(mac, dst fdb.MAC) []byte {
+		return outer(tw.vxbpf.Host("h4"), tw.vxbpf.Host("h1"), 4789, 236, claim(mac, dst))
+	}
+
+	// m is b2's, and static at h1.
+	tw.both("h1", "bridge fdb replace "+m.String()+" dev encap-mgmt dst 192.0.2.12 self static",
+		"bridge fdb replace "+m.String()+" dev encap-mgmt master static")
+	tw.speak("b2", broadcast, 0x88b5)
+	tw.follows("m at b2, static", "a1", "h1 encap fast, h2 decap fast")
+	for _, at := range []struct {
+		name, from, path string
+		frame            []byte
+	}{
+		{"b2, where it is", "b2", "h1 decap fast, h2 encap fast", claim(m, nodes["a1"].mac)},
+		{"another VTEP", "c2", "h1 decap src_static, h3 encap fast", claim(m, nodes["a1"].mac)},
+		{"a host that is no VTEP", "wire h4", "h1 decap src_static", forged(m, nodes["a1"].mac)},
+	} {
+		tw.strictly("a static MAC claimed by "+at.name, everybody(probe{name: "m at " + at.name, from: at.from, frame: at.frame}))
+		var got string
+		tw.vxbpf.settle(func() bool { got = tw.vxbpf.pathOf(at.from, at.frame); return got == at.path })
+		if got != at.path {
+			t.Errorf("a static MAC claimed by %s: takes %q, want %q", at.name, got, at.path)
+		}
+	}
+
+	// What is learned, the kernel believes anybody.
+	for _, c := range []struct {
+		name string
+		mac  fdb.MAC
+	}{
+		{"another host's container", nodes["b1"].mac}, {"a local container", nodes["a1"].mac}, {"the host itself", nodes["A"].mac}, {"nobody", nobody},
+	} {
+		tw.strictly(c.name+"'s MAC claimed by a host that is no VTEP",
+			everybody(probe{name: "claimed " + c.name, from: "wire h4", frame: forged(c.mac, nodes["a2"].mac)}))
+		tw.settle()
+		tw.paths("after "+c.name+"'s MAC was claimed", nil)
+	}
+	if n := tw.vxbpf.counts("h1", "mgmt"); n["h1 decap src_moved"] == 0 || n["h1 decap src_static"] == 0 {
+		t.Errorf("counted %v", n)
+	}
+}
+
+// Where frames to m go, as `bridge fdb` and `ip nexthop` can say it: to one
+// VTEP, to several, by another port or VNI, to nowhere.
+func TestLearningDestinations(t *testing.T) {
+	t.Parallel()
+	tw := newTwin(t, threeHosts())
+	for _, h := range []string{"h2", "h3"} {
+		tw.both(h, "bridge fdb replace "+m.String()+" dev v-mgmt-2 master static")
+	}
+	tw.both("h1", "bridge fdb replace "+m.String()+" dev encap-mgmt master static",
+		"ip nexthop add id 1 via 192.0.2.12 fdb", "ip nexthop add id 2 via 192.0.2.13 fdb",
+		"ip nexthop add id 10 group 1 fdb", "ip nexthop add id 20 group 1/2 fdb")
+	// Many flows: a next hop group divides them.
+	flows := func(l lab) (out []probe) {
+		for i := range byte(16) {
+			f := ether(m, l.nodes()["a1"].mac, 0x0800, 100)
+			f[14+20] ^= i
+			out = append(out, probe{name: fmt.Sprintf("flow %d", i), from: "a1", frame: f})
+		}
+		return append(out, l.probes()...)
+	}
+	entry := "bridge fdb replace " + m.String() + " dev encap-mgmt self static "
+	for _, c := range []struct{ name, h1, path string }{
+		{"one VTEP", entry + "dst 192.0.2.12", "h1 encap fast, h2 decap fast"},
+		{"two VTEPs, of which the kernel takes the first", "bridge fdb append " + m.String() + " dev encap-mgmt self static dst 192.0.2.13", "h1 encap fast, h2 decap fast"},
+		{"the other VTEP", entry + "dst 192.0.2.13", "h1 encap fast, h3 decap fast"},
+		{"another UDP port", entry + "dst 192.0.2.12 port 4790", "h1 encap dst_unknown"},
+		{"another VNI", entry + "dst 192.0.2.12 vni 237", "h1 encap dst_unknown"},
+		{"a device", entry + "dst 192.0.2.12 via eth2", "h1 encap dst_unknown, h2 decap fast"},
+		{"this host", entry + "dst 192.0.2.11", "h1 encap no_vtep"},
+		{"a host that does not answer ARP", entry + "dst 192.0.2.99", "h1 encap fast"},
+		{"a host without a route", entry + "dst 203.0.113.9", "h1 encap no_vtep"},
+		{"from a control plane", "bridge fdb del " + m.String() + " dev encap-mgmt self\n" +
+			"bridge fdb replace " + m.String() + " dev encap-mgmt self extern_learn dst 192.0.2.12", "h1 encap fast, h2 decap fast"},
+		{"a next hop group of one", "bridge fdb del " + m.String() + " dev encap-mgmt self\n" + entry + "nhid 10", "h1 encap fast, h2 decap fast"},
+		{"the group has another member", "ip nexthop replace id 10 group 2 fdb", "h1 encap fast, h3 decap fast"},
+		{"the member has another address", "ip nexthop replace id 2 via 192.0.2.12 fdb", "h1 encap fast, h2 decap fast"},
+		{"and its own again", "ip nexthop replace id 2 via 192.0.2.13 fdb", "h1 encap fast, h3 decap fast"},
+		{"the group grows", "ip nexthop replace id 10 group 1/2 fdb", ""},
+		{"the group shrinks", "ip nexthop replace id 10 group 1 fdb", "h1 encap fast, h2 decap fast"},
+		{"a group of two", entry + "nhid 20", ""},
+		{"the first of two is gone", "ip nexthop del id 1", "h1 encap fast, h3 decap fast"},
+		{"the group is gone", "ip nexthop del id 20", "h1 encap dst_unknown, h2 decap fast, h3 decap fast"},
+		{"everybody, once more than there are", entry + "dst 192.0.2.12\nbridge fdb append 00:00:00:00:00:00 dev encap-mgmt dst 192.0.2.99\n" +
+			"bridge fdb append 00:00:00:00:00:00 dev encap-mgmt dst 192.0.2.13 vni 237", "h1 encap fast, h2 decap fast"},
+		{"nobody but one", "bridge fdb del 00:00:00:00:00:00 dev encap-mgmt dst 192.0.2.12\n" +
+			"bridge fdb del 00:00:00:00:00:00 dev encap-mgmt dst 192.0.2.13 vni 237", "h1 encap fast, h2 decap fast"},
+	} {
+		tw.both("h1", lines(c.h1)...)
+		if c.path != "" {
+			tw.follows(c.name, "a1", c.path)
+		}
+		tw.sameProbes(c.name, flows, 3)
+		if c.path == "" {
+			before := tw.vxbpf.counts("h1", "mgmt")
+			to := map[string]bool{}
+			for name, places := range tw.vxbpf.seen(flows(tw.vxbpf)) {
+				if strings.HasPrefix(name, "flow") {
+					to[places] = true
+				}
+			}
+			if after := tw.vxbpf.counts("h1", "mgmt"); len(to) != 2 || after["h1 encap dst_unknown"] < before["h1 encap dst_unknown"]+16 {
+				t.Errorf("%s: flows go %v, counted %v, before %v", c.name, slices.Collect(maps.Keys(to)), after, before)
 			}
 		}
 	}
