@@ -404,12 +404,15 @@ func TestLearningDestinations(t *testing.T) {
 		{"another UDP port", entry + "dst 192.0.2.12 port 4790", "h1 encap dst_unknown"},
 		{"another VNI", entry + "dst 192.0.2.12 vni 237", "h1 encap dst_unknown"},
 		{"a device", entry + "dst 192.0.2.12 via eth2", "h1 encap dst_unknown, h2 decap fast"},
-		{"this host", entry + "dst 192.0.2.11", "h1 encap no_vtep"},
 		{"a host that does not answer ARP", entry + "dst 192.0.2.99", "h1 encap fast"},
-		{"a host without a route", entry + "dst 203.0.113.9", "h1 encap no_vtep"},
+		{"a host without a route: on the link, since there is a device", entry + "dst 203.0.113.9", "h1 encap fast"},
 		{"from a control plane", "bridge fdb del " + m.String() + " dev encap-mgmt self\n" +
 			"bridge fdb replace " + m.String() + " dev encap-mgmt self extern_learn dst 192.0.2.12", "h1 encap fast, h2 decap fast"},
-		{"a next hop group of one", "bridge fdb del " + m.String() + " dev encap-mgmt self\n" + entry + "nhid 10", "h1 encap fast, h2 decap fast"},
+		{
+			"a next hop group of one, learning: the kernel drops what comes from there",
+			"bridge fdb del " + m.String() + " dev encap-mgmt self\n" + entry + "nhid 10", "h1 encap dst_unknown, h2 decap fast",
+		},
+		{"a next hop group of one, no learning", "ip link set encap-mgmt type vxlan id 236 nolearning", "h1 encap fast, h2 decap fast"},
 		{"the group has another member", "ip nexthop replace id 10 group 2 fdb", "h1 encap fast, h3 decap fast"},
 		{"the member has another address", "ip nexthop replace id 2 via 192.0.2.12 fdb", "h1 encap fast, h2 decap fast"},
 		{"and its own again", "ip nexthop replace id 2 via 192.0.2.13 fdb", "h1 encap fast, h3 decap fast"},
