@@ -1074,6 +1074,19 @@ func (l lab) stream(from, to string) *testenv.Stream {
 	return s
 }
 
+// leaseOver waits until the programs know that no daemon follows the kernel.
+func (l lab) leaseOver(host string) {
+	l.t.Helper()
+	l.wait("the lease of "+host+" to end", func() (over bool) {
+		l.pinned(host, func(s *vxmaps.Set) {
+			until, err := s.Control.Lease()
+			l.must(err)
+			over = until < vxmaps.Now()
+		})
+		return over
+	})
+}
+
 // What is taken away and put back, by hand.
 var awayAndBack = []struct{ name, away, back string }{
 	{"a port out of the bridge and back", "ip link set v-mgmt-1 nomaster", "ip link set v-mgmt-1 master br-mgmt"},
@@ -1121,23 +1134,69 @@ func TestBridgeAwayAndBack(t *testing.T) {
 }
 
 // The same with nobody there to follow. While a link is away the fast path may go
-// on, since nobody tells it; once it is back, all that the kernel delivers arrives.
+// on for a while, since nobody tells it; once it is back, all that the kernel
+// delivers arrives.
 func TestBridgeAwayAndBackWithoutDaemon(t *testing.T) {
 	t.Parallel()
 	tw := newTwin(t, bridgeSpec())
+	l := tw.vxbpf
 	tw.same("at first")
+	for host, d := range tw.daemons {
+		if err := d.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		l.leaseOver(host)
+	}
+	for _, c := range awayAndBack {
+		s := l.stream("a1", "b1")
+		tw.both("h1", lines(c.away)...)
+		got := s.Received()
+		tw.both("h1", lines(c.back)...)
+		l.wait("packets after "+c.name, func() bool { return s.Received() > got+100 })
+		s.Stop()
+		tw.same(c.name + ", back")
+	}
+	// A container that says nothing gets another link: the kernel floods to it.
+	for _, l := range []lab{tw.kernel, tw.vxbpf} {
+		c := l.Container("h1", "mgmt-1")
+		l.unlink(l.Host("h1").NS, c.HostEnd)
+		l.veth(l.Host("h1").NS, c.HostEnd, c.NS, "eth0", c.MAC, c.MTU, "br-mgmt")
+		delete(l.eyes, "a1")
+	}
+	tw.strictly("another link of a container", func(l lab) (out []probe) {
+		for _, from := range []string{"b1", "b2", "B"} {
+			out = append(out, probe{name: from + " to a1", from: from, frame: ether(l.nodes()["a1"].mac, l.nodes()[from].mac, 0x0800, 100)})
+		}
+		return out
+	})
+}
+
+// A container that is taken off its network while nobody follows is off it as
+// soon as the bridge's entries would have aged.
+func TestBridgePortGoneWithoutDaemon(t *testing.T) {
+	t.Parallel()
+	tw := newTwin(t, bridgeSpec())
+	l := tw.vxbpf
+	tw.ageing(2)
+	s, back := l.stream("a1", "b1"), l.stream("b1", "a1")
+	tw.vxbpf.flowing("before")
 	for _, d := range tw.daemons {
 		if err := d.Kill(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for _, c := range awayAndBack {
-		s := tw.vxbpf.stream("a1", "b1")
-		tw.both("h1", lines(c.away)...)
+	l.flowing("without daemon")
+	l.sh("h1", "ip link set v-mgmt-1 nomaster")
+	for name, s := range map[string]*testenv.Stream{"from": s, "to": back} {
+		l.waitFor(30*time.Second, "packets "+name+" the container to stop", func() bool {
+			got := s.Received()
+			time.Sleep(500 * time.Millisecond)
+			return s.Received() == got
+		})
+	}
+	l.sh("h1", "ip link set v-mgmt-1 master br-mgmt")
+	for _, s := range []*testenv.Stream{s, back} {
 		got := s.Received()
-		tw.both("h1", lines(c.back)...)
-		tw.vxbpf.wait("packets after "+c.name, func() bool { return s.Received() > got+100 })
-		s.Stop()
-		tw.same(c.name + ", back")
+		l.wait("packets once the container is back", func() bool { return s.Received() > got+100 })
 	}
 }
