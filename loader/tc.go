@@ -28,10 +28,11 @@ type clsact struct {
 }
 
 // Our filters' place in the chain. A high preference number: filters that
-// others put there with ordinary numbers keep their say.
+// others put there with ordinary numbers keep their say. Several instances share
+// it, each with a handle of its own, and pass on what is not theirs.
 const (
 	filterPref   = 49200
-	filterHandle = 1
+	filterPrefix = "vxbpf/"
 )
 
 func newClsact(instance string, made func(int) bool, note func(int, bool) error) (*clsact, error) {
@@ -45,7 +46,7 @@ func newClsact(instance string, made func(int) bool, note func(int, bool) error)
 func (c *clsact) name() string { return "clsact" }
 func (c *clsact) close() error { return c.rtnl.Close() }
 
-func (c *clsact) filterName(program string) string { return "vxbpf/" + c.instance + "/" + program }
+func (c *clsact) filterName(program string) string { return filterPrefix + c.instance + "/" + program }
 
 func parent(egress bool) uint32 {
 	if egress {
@@ -54,12 +55,12 @@ func parent(egress bool) uint32 {
 	return core.BuildHandle(tc.HandleRoot, tc.HandleMinIngress)
 }
 
-func filterMsg(ifindex int, egress bool) tc.Msg {
+func filterMsg(ifindex int, egress bool, handle uint32) tc.Msg {
 	proto := uint16(unix.ETH_P_ALL)
 	return tc.Msg{
 		Family:  unix.AF_UNSPEC,
 		Ifindex: uint32(ifindex),
-		Handle:  filterHandle,
+		Handle:  handle,
 		Parent:  parent(egress),
 		// Preference in the upper half, protocol in network order in the lower.
 		Info: filterPref<<16 | uint32(proto>>8|proto<<8)&0xffff,
@@ -89,18 +90,20 @@ func (c *clsact) attach(h hook, dev string, prog *ebpf.Program) error {
 			return fail(fmt.Errorf("add qdisc: %w", err))
 		}
 	}
-	if there, err := c.carries(h, prog); err != nil || there {
-		if err != nil {
-			return fail(err)
-		}
+	old, err := c.own(h)
+	if err != nil {
+		return fail(err)
+	}
+	// Replacing it by itself would be an event that the daemon itself follows.
+	if id, ok := programID(prog); ok && old.BPF != nil && old.BPF.ID != nil && ebpf.ProgramID(*old.BPF.ID) == id {
 		return nil
 	}
 	fd, flags, name := uint32(prog.FD()), uint32(tc.BpfActDirect), c.filterName(h.program)
 	f := tc.Object{
-		Msg:       filterMsg(h.ifindex, h.egress),
+		Msg:       filterMsg(h.ifindex, h.egress, old.Handle),
 		Attribute: tc.Attribute{Kind: "bpf", BPF: &tc.Bpf{FD: &fd, Name: &name, Flags: &flags}},
 	}
-	// Replace swaps the program of an existing filter in one step.
+	// Swaps the program of an existing filter in one step; with handle 0 the kernel makes a new one.
 	if err := c.rtnl.Filter().Replace(&f); err != nil {
 		return fail(fmt.Errorf("replace filter: %w", err))
 	}
@@ -111,19 +114,17 @@ func (c *clsact) detach(h hook) error {
 	fail := func(err error) error {
 		return fmt.Errorf("detach %s from interface %d (clsact %s): %w", h.program, h.ifindex, h.direction(), err)
 	}
-	ours, err := c.filters(h.ifindex)
+	f, err := c.own(h)
 	if gone(err) || errors.Is(err, unix.EINVAL) {
 		return c.note(h.ifindex, false) // the device or its qdisc went, and the filter with it
 	}
 	if err != nil {
 		return fail(err)
 	}
-	for _, o := range ours {
-		if o == h {
-			f := tc.Object{Msg: filterMsg(h.ifindex, h.egress), Attribute: tc.Attribute{Kind: "bpf"}}
-			if err := c.rtnl.Filter().Delete(&f); err != nil && !errors.Is(err, unix.ENOENT) && !gone(err) {
-				return fail(fmt.Errorf("delete filter: %w", err))
-			}
+	if f.BPF != nil && *f.BPF.Name == c.filterName(h.program) {
+		f := tc.Object{Msg: filterMsg(h.ifindex, h.egress, f.Handle), Attribute: tc.Attribute{Kind: "bpf"}}
+		if err := c.rtnl.Filter().Delete(&f); err != nil && !errors.Is(err, unix.ENOENT) && !gone(err) {
+			return fail(fmt.Errorf("delete filter: %w", err))
 		}
 	}
 	if !c.made(h.ifindex) {
@@ -141,28 +142,37 @@ func (c *clsact) detach(h hook) error {
 	return c.note(h.ifindex, false)
 }
 
-// carries reports whether the hook has this very program already: replacing it
-// would be an event that the daemon itself follows.
-func (c *clsact) carries(h hook, prog *ebpf.Program) (bool, error) {
-	id, ok := programID(prog)
-	if !ok {
-		return false, nil
-	}
+// own is this instance's filter at a hook, the zero object if it has none.
+func (c *clsact) own(h hook) (tc.Object, error) {
 	all, err := c.list(h.ifindex, h.egress)
-	if err != nil {
-		return false, err
-	}
 	for _, f := range all {
-		if c.ours(f) && f.BPF.ID != nil && ebpf.ProgramID(*f.BPF.ID) == id {
-			return true, nil
+		if c.ours(f) {
+			return f, nil
 		}
 	}
-	return false, nil
+	return tc.Object{}, err
+}
+
+// heir is another instance that has a filter on the device, "" for none.
+func (c *clsact) heir(ifindex int) string {
+	for _, egress := range []bool{false, true} {
+		all, err := c.list(ifindex, egress)
+		if err != nil {
+			return "" // the device or its qdisc went
+		}
+		for _, f := range all {
+			if named(f, filterPrefix) && !c.ours(f) {
+				instance, _, _ := strings.Cut(strings.TrimPrefix(*f.BPF.Name, filterPrefix), "/")
+				return instance
+			}
+		}
+	}
+	return ""
 }
 
 func (c *clsact) list(ifindex int, egress bool) ([]tc.Object, error) {
-	m := filterMsg(ifindex, egress)
-	m.Handle, m.Info = 0, 0
+	m := filterMsg(ifindex, egress, 0)
+	m.Info = 0
 	all, err := c.rtnl.Filter().Get(&m)
 	if err != nil {
 		return nil, fmt.Errorf("list filters: %w", err)
@@ -170,8 +180,10 @@ func (c *clsact) list(ifindex int, egress bool) ([]tc.Object, error) {
 	return all, nil
 }
 
-func (c *clsact) ours(f tc.Object) bool {
-	return f.Info>>16 == filterPref && f.BPF != nil && f.BPF.Name != nil && strings.HasPrefix(*f.BPF.Name, c.filterName(""))
+func (c *clsact) ours(f tc.Object) bool { return named(f, c.filterName("")) }
+
+func named(f tc.Object, prefix string) bool {
+	return f.Info>>16 == filterPref && f.BPF != nil && f.BPF.Name != nil && strings.HasPrefix(*f.BPF.Name, prefix)
 }
 
 // harmless are the root qdiscs that the system puts on devices by itself; any
@@ -228,7 +240,8 @@ func (c *clsact) stranger(ifindex int, egress, byTCX bool) (string, error) {
 	}
 	for _, f := range all {
 		pref := f.Info >> 16
-		if c.ours(f) || pref == filterPref && f.Kind == "bpf" && f.BPF == nil { // the second is the head of our chain
+		// Another instance passes on what is not its own, as we do. Without a program: the head of our chain.
+		if named(f, filterPrefix) || pref == filterPref && f.Kind == "bpf" && f.BPF == nil {
 			continue
 		}
 		if !egress && !byTCX && pref < filterPref {

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -70,9 +72,13 @@ func Unload(ctx context.Context, opt Options, u UnloadOptions) (*reconcile.Plan,
 	}
 	defer func() { _ = l.release() }() // the end of the process releases it too
 
+	st.Qdiscs = append(st.Qdiscs, inherited(opt.runDir())...)
 	d := &Daemon{opt: opt, log: opt.Log, h: h, state: *st}
 	// The programs first: without them the kernel carries everything, links or not.
 	if err := d.takeOff(); err != nil {
+		return nil, err
+	}
+	if err := d.bequeath(); err != nil {
 		return nil, err
 	}
 	snap, err := Snapshot(h)
@@ -108,6 +114,42 @@ func (d *Daemon) takeOff() error {
 	errs = append(errs, removeTree(d.opt.pinDir()))
 	_ = os.Remove(d.opt.PinRoot) // fails while another instance has pins
 	return errors.Join(errs...)
+}
+
+// bequeath leaves the qdiscs that we made, and that other instances still use, to
+// them: who unloads last removes them.
+func (d *Daemon) bequeath() error {
+	cls, err := d.newClsact()
+	if err != nil {
+		return err
+	}
+	defer cls.close()
+	for _, i := range d.state.Qdiscs {
+		run := filepath.Join(d.opt.RunRoot, cls.heir(i))
+		if _, err := os.Stat(stateFile(run)); err != nil {
+			continue // nobody of ours
+		}
+		if err := os.WriteFile(inheritance(run, strconv.Itoa(i)), nil, 0o644); err != nil {
+			return fmt.Errorf("leave the clsact qdisc of interface %d to another instance: %w", i, err)
+		}
+	}
+	return nil
+}
+
+func inheritance(run, ifindex string) string { return filepath.Join(run, "qdisc-"+ifindex) }
+
+// inherited are the interfaces whose qdisc another instance made and left to this one.
+func inherited(run string) (out []int) {
+	files, err := filepath.Glob(inheritance(run, "*"))
+	if err != nil {
+		return nil // only a bad pattern errs
+	}
+	for _, f := range files {
+		if i, err := strconv.Atoi(strings.TrimPrefix(f, inheritance(run, ""))); err == nil {
+			out = append(out, i)
+		}
+	}
+	return out
 }
 
 // stopHolder ends the daemon that holds the instance, if there is one, and waits for it.
@@ -150,7 +192,11 @@ func stopHolder(ctx context.Context, run string) error {
 // removeRunFiles removes what we keep in the run directory, and the directory if that leaves it empty.
 func removeRunFiles(run string) error {
 	var errs []error
-	for _, f := range []string{stateFile(run), stateFile(run) + ".new", lockFile(run)} {
+	files := []string{stateFile(run), stateFile(run) + ".new", lockFile(run)}
+	for _, i := range inherited(run) {
+		files = append(files, inheritance(run, strconv.Itoa(i)))
+	}
+	for _, f := range files {
 		if err := os.Remove(f); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("remove run file: %w", err))
 		}
