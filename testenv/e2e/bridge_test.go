@@ -65,6 +65,18 @@ type node struct {
 // hosts' configs and what stands for them.
 func newTwin(t *testing.T, spec testenv.Spec, config ...string) *twin {
 	t.Helper()
+	tw := buildTwin(t, spec, func(l lab, h *testenv.Host) []byte {
+		return []byte(strings.NewReplacer(config...).Replace(string(h.Config(l.Spec))))
+	})
+	if len(config) == 0 { // else it may be that not all can be learned
+		tw.settle()
+	}
+	return tw
+}
+
+// buildTwin is newTwin with a config for each host, made when all hosts stand.
+func buildTwin(t *testing.T, spec testenv.Spec, config func(lab, *testenv.Host) []byte) *twin {
+	t.Helper()
 	tw := &twin{t: t, daemons: map[string]*testenv.Daemon{}}
 	for i, l := range []*lab{&tw.kernel, &tw.vxbpf} {
 		s := spec
@@ -80,9 +92,8 @@ func newTwin(t *testing.T, spec testenv.Spec, config ...string) *twin {
 			if h.Stranger {
 				continue
 			}
-			if i == 1 {
-				c := strings.NewReplacer(config...).Replace(string(h.Config(l.Spec)))
-				d, err := h.Start(l.ctx, testenv.StartOptions{Binary: l.bin, Config: []byte(c)})
+			if c := config(*l, h); i == 1 {
+				d, err := h.Start(l.ctx, testenv.StartOptions{Binary: l.bin, Config: c})
 				l.must(err, l.AttachContainers(l.ctx, h.Name))
 				tw.daemons[h.Name] = d
 				t.Cleanup(func() {
@@ -95,9 +106,6 @@ func newTwin(t *testing.T, spec testenv.Spec, config ...string) *twin {
 			// Before IPv6 was off, something may have been said and learned.
 			l.sh(h.Name, "ip link set encap-mgmt down", "ip link set encap-mgmt up", "ip link set br-mgmt type bridge fdb_flush")
 		}
-	}
-	if len(config) == 0 { // else it may be that not all can be learned
-		tw.settle()
 	}
 	return tw
 }
@@ -461,7 +469,8 @@ func (tw *twin) sameProbes(when string, probes func(lab) []probe, tries int) {
 	}
 }
 
-// counts is what vxbpf has counted on a host for a network, by "host hook reason".
+// counts is what vxbpf has counted on a host for a network, "" for all, by
+// "host hook reason".
 func (l lab) counts(host, network string) map[string]uint64 {
 	l.t.Helper()
 	st, err := loader.ReadState(l.runDir(host))
@@ -469,14 +478,14 @@ func (l lab) counts(host, network string) map[string]uint64 {
 	out := map[string]uint64{}
 	l.pinned(host, func(s *vxmaps.Set) {
 		for _, n := range st.Networks {
-			if n.Name != network {
+			if network != "" && n.Name != network {
 				continue
 			}
 			c, err := s.Counters.Read(n.ID)
 			l.must(err)
 			for hook, reasons := range c {
 				for reason, v := range reasons {
-					out[fmt.Sprintf("%s %s %s", host, hook, reason)] = v.Packets
+					out[fmt.Sprintf("%s %s %s", host, hook, reason)] += v.Packets
 				}
 			}
 		}
@@ -498,7 +507,7 @@ func (l lab) pathOf(from string, frame []byte) string {
 		out := map[string]uint64{}
 		for _, h := range l.Hosts {
 			if !h.Stranger {
-				maps.Copy(out, l.counts(h.Name, "mgmt"))
+				maps.Copy(out, l.counts(h.Name, ""))
 			}
 		}
 		return out
@@ -535,6 +544,12 @@ func (tw *twin) paths(when string, other map[string]string) {
 	tw.t.Helper()
 	want := maps.Clone(usual)
 	maps.Copy(want, other)
+	tw.pathsOnly(when, want)
+}
+
+// pathsOnly waits until the given flows take their paths.
+func (tw *twin) pathsOnly(when string, want map[string]string) {
+	tw.t.Helper()
 	got := map[string]string{}
 	tw.vxbpf.settle(func() bool {
 		for flow := range want {
