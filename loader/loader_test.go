@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -150,4 +151,35 @@ func TestRemoveTreeOnlyOnBPFFS(t *testing.T) {
 	if err := removeTree(dir + "/nothing"); err != nil {
 		t.Errorf("nothing there: %v", err)
 	}
+}
+
+// Another instance's unload removes directories that it finds empty.
+func TestLockWhileOthersUnload(t *testing.T) {
+	parent := filepath.Join(t.TempDir(), "vxbpf")
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = os.Remove(parent) // fails unless it is empty
+			}
+		}
+	}()
+	for range 2000 {
+		run := filepath.Join(parent, "a")
+		l, err := takeLock(run, "a")
+		if err != nil {
+			t.Error(err)
+			break
+		}
+		if err := errors.Join(removeRunFiles(run), l.release()); err != nil {
+			t.Error(err)
+			break
+		}
+	}
+	close(stop)
+	<-done
 }

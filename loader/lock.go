@@ -30,12 +30,19 @@ func lockFile(run string) string { return filepath.Join(run, "lock") }
 
 // takeLock returns a *BusyError if another process has it.
 func takeLock(run, instance string) (*lock, error) {
-	if err := os.MkdirAll(run, 0o755); err != nil {
-		return nil, fmt.Errorf("make run directory: %w", err)
+	var f *os.File
+	var err error
+	// An unload removes directories that are empty, its own and the one of all instances: also between our steps.
+	for range 100 {
+		if err = os.MkdirAll(run, 0o755); err == nil {
+			f, err = os.OpenFile(lockFile(run), os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o644)
+		}
+		if !errors.Is(err, os.ErrNotExist) {
+			break
+		}
 	}
-	f, err := os.OpenFile(lockFile(run), os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o644)
 	if err != nil {
-		return nil, fmt.Errorf("open lock: %w", err)
+		return nil, fmt.Errorf("make lock: %w", err)
 	}
 	err = unix.FcntlFlock(f.Fd(), unix.F_SETLK, &unix.Flock_t{Type: unix.F_WRLCK})
 	if err == nil {
