@@ -369,6 +369,15 @@ func (l *lab) checkFDB(t testing.TB, counted *moved, h bpf.Hook, b []byte) {
 	if len(table) == 0 {
 		return
 	}
+	if counted == nil && h == bpf.HookDecap && len(table) == 1 {
+		// Behind options, extension headers, in a first fragment: not counted, but the kernel may learn from it.
+		for key := range table {
+			if !bytes.Contains(b, key.MAC[:]) {
+				t.Errorf("entry %v is gone, and the packet is not from there", key)
+			}
+		}
+		return
+	}
 	if counted == nil || counted.reason != reason("src_moved") || len(table) != 1 {
 		t.Fatalf("%d entries are gone, %d left, counted %v", len(table), seen, counted)
 	}
