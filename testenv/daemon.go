@@ -18,6 +18,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/goccy/go-yaml"
 )
 
 // Bounds of a daemon's life.
@@ -31,41 +33,58 @@ const (
 // Config is the config.yaml with which `vxbpf load` makes this host's part of
 // the lab. spec is the lab's, or a changed copy of it.
 func (h *Host) Config(spec Spec) []byte {
-	var b bytes.Buffer
-	datapath := h.Datapath
-	for _, hs := range spec.Hosts {
-		if hs.Name == h.Name {
-			datapath = hs.Datapath
+	type m = yaml.MapSlice
+	hs := h.HostSpec
+	for _, s := range spec.Hosts {
+		if s.Name == h.Name {
+			hs = s
 		}
 	}
-	if datapath == None || datapath == "" {
-		datapath = Auto
+	if hs.Datapath == None || hs.Datapath == "" {
+		hs.Datapath = Auto
 	}
-	fmt.Fprintf(&b, "# Host %s of lab %s. Written by vxbpf lab.\n", h.Name, h.lab.Name)
-	fmt.Fprintf(&b, "underlay: {device: %s, ttl: 5}\n", spec.Underlay.Device)
-	fmt.Fprintf(&b, "datapath: %s\n", datapath)
-	fmt.Fprintf(&b, "networks:\n")
+	var networks []m
 	for _, n := range spec.Networks {
-		fmt.Fprintf(&b, "  - name: %s\n    vni: %d\n", n.Name, n.VNI)
+		c := m{{Key: "name", Value: n.Name}, {Key: "vni", Value: uint32(n.VNI)}}
 		if addrs := bridgeAddresses(spec, n, h.index); len(addrs) > 0 {
-			fmt.Fprintf(&b, "    bridge:\n      name: %s\n      addresses:\n", n.Bridge)
-			for _, a := range addrs {
-				fmt.Fprintf(&b, "        - %q\n", a)
-			}
+			c = append(c, yaml.MapItem{Key: "bridge", Value: m{{Key: "name", Value: n.Bridge}, {Key: "addresses", Value: texts(addrs)}}})
 		} else {
-			fmt.Fprintf(&b, "    bridge: %s\n", n.Bridge)
+			c = append(c, yaml.MapItem{Key: "bridge", Value: n.Bridge})
 		}
 		if n.Group.IsValid() {
-			fmt.Fprintf(&b, "    group: %q\n", n.Group)
+			c = append(c, yaml.MapItem{Key: "group", Value: n.Group.String()})
 		} else if rs := remotes(spec, h.Name); len(rs) > 0 {
-			fmt.Fprintf(&b, "    remotes:\n")
-			for _, r := range rs {
-				fmt.Fprintf(&b, "      - %q\n", r)
-			}
+			c = append(c, yaml.MapItem{Key: "remotes", Value: texts(rs)})
 		}
-		fmt.Fprintf(&b, "    mtu: %d\n", n.MTU)
+		networks = append(networks, mergeKeys(append(c, yaml.MapItem{Key: "mtu", Value: n.MTU}), n.Config))
 	}
-	return b.Bytes()
+	// IPv4 or IPv6 shows in the remotes or the group.
+	underlay := m{{Key: "device", Value: spec.Underlay.Device}, {Key: "ttl", Value: 5}}
+	b, err := yaml.Marshal(mergeKeys(m{
+		{Key: "underlay", Value: mergeKeys(underlay, spec.Underlay.Config)},
+		{Key: "datapath", Value: hs.Datapath},
+		{Key: "networks", Value: networks},
+	}, hs.Config))
+	if err != nil {
+		panic(err) // texts and numbers
+	}
+	return append(fmt.Appendf(nil, "# Host %s of lab %s. Written by vxbpf lab.\n", h.Name, h.lab.Name), b...)
+}
+
+// mergeKeys panics at keys that check would have refused.
+func mergeKeys(m yaml.MapSlice, k Keys) yaml.MapSlice {
+	over, err := k.parse()
+	if err != nil {
+		panic(err)
+	}
+	return merge(m, over)
+}
+
+func texts[T fmt.Stringer](list []T) (out []string) {
+	for _, v := range list {
+		out = append(out, v.String())
+	}
+	return out
 }
 
 // Instance is what the host's daemon is called: <lab>-<host>.

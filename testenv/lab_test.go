@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/vxbpf/vxbpf/maps/fdb"
 )
@@ -314,6 +315,54 @@ func TestKernelVXLANThenBare(t *testing.T) {
 	}
 	if r, err := Ping(ctx, l.Host("a").NS, l.Host("b").Address, PingOptions{Interval: time.Millisecond}); err != nil || !r.OK() {
 		t.Errorf("underlay after bare: %v, %v", r, err)
+	}
+}
+
+// The same over IPv6: copies to each and a group, with and without a UDP checksum, and any attribute there is.
+func TestKernelVXLANOverIPv6(t *testing.T) {
+	for name, group := range map[string]netip.Addr{"remotes": {}, "group": netip.MustParseAddr("ff05::236")} {
+		t.Run(name, func(t *testing.T) {
+			s := small(Switch, HostSpec{Name: "a", Datapath: None}, HostSpec{Name: "b", Datapath: None})
+			s.Underlay.Prefix = netip.MustParsePrefix("2001:db8:12::/64")
+			s.Networks[0].Group = group
+			l := up(t, s)
+			if mtu := l.Spec.Networks[0].MTU; mtu != 1430 {
+				t.Errorf("mtu %d, want 1500 less 70", mtu)
+			}
+			for _, h := range []string{"a", "b"} {
+				_, err := l.KernelVXLAN(t.Context(), h, "mgmt", KernelVXLANOptions{NoChecksum: h == "a", Attributes: map[int][]byte{
+					unix.IFLA_VXLAN_TTL: {9}, unix.IFLA_VXLAN_TOS: {0x28}, unix.IFLA_VXLAN_LABEL: binary.BigEndian.AppendUint32(nil, 0x12345),
+				}})
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			rec, err := Capture(t.Context(), l.Host("a").NS, "eth2", func(b []byte) bool {
+				return len(b) > 70 && b[12] == 0x86 && b[20] == 17 && binary.BigEndian.Uint16(b[56:]) == 4789
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			a, b := l.Container("a", "mgmt-1"), l.Container("b", "mgmt-1")
+			if r, err := Ping(t.Context(), a.NS, b.Addr.Addr(), PingOptions{Interval: time.Millisecond, Size: 1430 - 28, DontFragment: true}); err != nil || !r.OK() {
+				t.Errorf("%v, %v", r, err)
+			}
+			if r, err := Transfer(t.Context(), a.NS, b.NS, b.Addr.Addr(), 1<<20, 1); err != nil || !r.Match || r.PathMTU != 1430 {
+				t.Errorf("%+v, %v", r, err)
+			}
+			frames, err := rec.Stop()
+			if err != nil || len(frames) < 10 {
+				t.Errorf("%d frames, %v", len(frames), err)
+			}
+			for _, f := range frames {
+				if first := binary.BigEndian.Uint32(f.Data[14:]); first != 0x62812345 || f.Data[21] != 9 {
+					t.Errorf("outer header starts with %08x, hop limit %d", first, f.Data[21])
+				}
+				if zero := binary.BigEndian.Uint16(f.Data[60:]) == 0; zero != f.Outgoing {
+					t.Errorf("sent by a: %v, zero checksum: %v", f.Outgoing, zero)
+				}
+			}
+		})
 	}
 }
 

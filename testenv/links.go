@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -302,7 +303,11 @@ type KernelVXLANOptions struct {
 	// NoLearning turns off source learning in the vxlan device.
 	NoLearning bool
 	// NoChecksum sends zero as outer UDP checksum. The kernel's default, and ours, is to compute it.
+	// Over IPv6 zero is taken from the others in any case, unless Attributes say no.
 	NoChecksum bool
+	// Attributes are IFLA_VXLAN_* in wire format, in place of what the options above stand for:
+	// {unix.IFLA_VXLAN_DF: {1}}. A nil value leaves an attribute out, an empty one is a flag.
+	Attributes map[int][]byte
 	// TTL of outer packets. 0: 5.
 	TTL uint8
 	// MTU of vxlan device and bridge, bytes. 0: the network's.
@@ -399,24 +404,34 @@ func (v vxlan) add() error {
 	req.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, v.mac[:]))
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("vxlan"))
-	data := info.AddRtAttr(nl.IFLA_INFO_DATA, nil)
-	data.AddRtAttr(nl.IFLA_VXLAN_ID, nl.Uint32Attr(uint32(v.network.VNI)))
-	data.AddRtAttr(nl.IFLA_VXLAN_LINK, nl.Uint32Attr(uint32(v.device)))
-	data.AddRtAttr(nl.IFLA_VXLAN_TTL, []byte{v.o.TTL})
-	data.AddRtAttr(nl.IFLA_VXLAN_LEARNING, u8(!v.o.NoLearning))
-	data.AddRtAttr(nl.IFLA_VXLAN_PORT, binary.BigEndian.AppendUint16(nil, 4789))
 	local, group := nl.IFLA_VXLAN_LOCAL, nl.IFLA_VXLAN_GROUP
 	if v.local.Is6() {
 		local, group = nl.IFLA_VXLAN_LOCAL6, nl.IFLA_VXLAN_GROUP6
-		data.AddRtAttr(nl.IFLA_VXLAN_UDP_ZERO_CSUM6_TX, u8(v.o.NoChecksum))
-		// Take both: the other side chooses.
-		data.AddRtAttr(nl.IFLA_VXLAN_UDP_ZERO_CSUM6_RX, u8(true))
-	} else {
-		data.AddRtAttr(nl.IFLA_VXLAN_UDP_CSUM, u8(!v.o.NoChecksum))
 	}
-	data.AddRtAttr(local, v.local.AsSlice())
+	attributes := map[int][]byte{
+		nl.IFLA_VXLAN_ID:       nl.Uint32Attr(uint32(v.network.VNI)),
+		nl.IFLA_VXLAN_LINK:     nl.Uint32Attr(uint32(v.device)),
+		nl.IFLA_VXLAN_TTL:      {v.o.TTL},
+		nl.IFLA_VXLAN_LEARNING: u8(!v.o.NoLearning),
+		nl.IFLA_VXLAN_PORT:     binary.BigEndian.AppendUint16(nil, 4789),
+		local:                  v.local.AsSlice(),
+	}
+	if v.local.Is6() {
+		attributes[nl.IFLA_VXLAN_UDP_ZERO_CSUM6_TX] = u8(v.o.NoChecksum)
+		// Take both: the other side chooses.
+		attributes[nl.IFLA_VXLAN_UDP_ZERO_CSUM6_RX] = u8(true)
+	} else {
+		attributes[nl.IFLA_VXLAN_UDP_CSUM] = u8(!v.o.NoChecksum)
+	}
 	if v.network.Group.IsValid() && v.o.Remotes == nil {
-		data.AddRtAttr(group, v.network.Group.AsSlice())
+		attributes[group] = v.network.Group.AsSlice()
+	}
+	maps.Copy(attributes, v.o.Attributes)
+	data := info.AddRtAttr(nl.IFLA_INFO_DATA, nil)
+	for typ, value := range attributes {
+		if value != nil {
+			data.AddRtAttr(typ, value)
+		}
 	}
 	req.AddData(info)
 	// The socket is opened here, so add must run inside the namespace.

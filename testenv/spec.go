@@ -61,6 +61,43 @@ type Underlay struct {
 	Prefix netip.Prefix `yaml:"prefix,omitempty"` // zero: 192.0.2.0/24
 	Device string       `yaml:"device,omitempty"` // empty: eth2
 	MTU    int          `yaml:"mtu,omitempty"`    // bytes; 0: 1500
+	Config Keys         `yaml:"config,omitempty"` // for the section underlay of every host's vxbpf config
+}
+
+// Keys are further keys of the vxbpf config, as a YAML mapping, for example
+// "{df: set, mss_clamp: auto}". They go before what the lab would write itself.
+type Keys string
+
+// UnmarshalYAML keeps the text: what it means is for vxbpf to say.
+func (k *Keys) UnmarshalYAML(b []byte) error {
+	*k = Keys(b)
+	_, err := k.parse()
+	return err
+}
+
+func (k Keys) parse() (m yaml.MapSlice, err error) {
+	if err := yaml.UnmarshalWithOptions([]byte(k), &m, yaml.UseOrderedMap()); err != nil {
+		return nil, fmt.Errorf("config %q: want a YAML mapping: %w", string(k), err)
+	}
+	return m, nil
+}
+
+// merge sets the keys of over in m, mappings key by key.
+func merge(m, over yaml.MapSlice) yaml.MapSlice {
+	for _, o := range over {
+		i := slices.IndexFunc(m, func(it yaml.MapItem) bool { return it.Key == o.Key })
+		if i < 0 {
+			m = append(m, o)
+			continue
+		}
+		old, ok := m[i].Value.(yaml.MapSlice)
+		if add, both := o.Value.(yaml.MapSlice); ok && both {
+			m[i].Value = merge(old, add)
+		} else {
+			m[i].Value = o.Value
+		}
+	}
+	return m
 }
 
 // Network is one overlay segment of a lab.
@@ -72,6 +109,7 @@ type Network struct {
 	Subnet6 netip.Prefix `yaml:"subnet6,omitempty"` // zero: no IPv6 addresses
 	Group   netip.Addr   `yaml:"group,omitempty"`   // zero: unicast copies to all other hosts
 	MTU     int          `yaml:"mtu,omitempty"`     // of bridge and vxlan link, bytes; 0: the underlay's less the overhead
+	Config  Keys         `yaml:"config,omitempty"`  // for this network in every host's vxbpf config
 }
 
 // HostSpec is one host of a lab.
@@ -84,6 +122,8 @@ type HostSpec struct {
 	KernelVXLAN bool `yaml:"kernel_vxlan,omitempty"`
 	// Stranger is on the underlay only: no VTEP and in nobody's remotes.
 	Stranger bool `yaml:"stranger,omitempty"`
+	// Config is for the top level of this host's vxbpf config.
+	Config Keys `yaml:"config,omitempty"`
 }
 
 // DefaultSpec is the checked default.yaml.
@@ -187,7 +227,25 @@ func (s Spec) check() (Spec, error) {
 			return s, fmt.Errorf("host_addresses: %w", err)
 		}
 	}
-	return s, nil
+	return s, s.checkConfig()
+}
+
+func (s Spec) checkConfig() error {
+	_, err := s.Underlay.Config.parse()
+	if err != nil {
+		return fmt.Errorf("underlay: %w", err)
+	}
+	for _, n := range s.Networks {
+		if _, err := n.Config.parse(); err != nil {
+			return fmt.Errorf("network %s: %w", n.Name, err)
+		}
+	}
+	for _, h := range s.Hosts {
+		if _, err := h.Config.parse(); err != nil {
+			return fmt.Errorf("host %s: %w", h.Name, err)
+		}
+	}
+	return nil
 }
 
 func (s *Spec) checkUnderlay() error {

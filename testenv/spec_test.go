@@ -68,6 +68,7 @@ func TestParseSpecErrors(t *testing.T) {
 		"unicast group":      {"name: x\nnetworks: [{name: n, vni: 1, subnet: 10.0.0.0/24, group: 10.1.1.1}]" + hosts, "not a multicast"},
 		"group family":       {"name: x\nnetworks: [{name: n, vni: 1, subnet: 10.0.0.0/24, group: ff05::1}]" + hosts, "family"},
 		"host address where": {"name: x\nhost_addresses: [storage]" + hosts, `no network "storage"`},
+		"config":             {"name: x\nunderlay: {config: [df]}" + hosts, "want a YAML mapping"},
 		"containers":         {"name: x\ncontainers_per_host_and_network: 100" + hosts, "0 to 99"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -158,5 +159,41 @@ networks:
 	s.Hosts[0].Datapath = Kernel
 	if c := string(l.Host("h1").Config(s)); !strings.Contains(c, "datapath: kernel\n") {
 		t.Errorf("a changed spec does not show:\n%s", c)
+	}
+
+	// Keys from outside replace and join what the lab writes.
+	s, err = ParseSpec([]byte(`
+name: x
+underlay:
+  prefix: 2001:db8:12::/64
+  config:
+    ttl: inherit
+    df: set
+networks: [{name: n, vni: 7, subnet: 10.0.0.0/24, config: {mss_clamp: auto, mtu: 1300}}]
+hosts: [{name: h1, config: {underlay: {flow_label: 0x12345}, bypass_netfilter: true}}, {name: h2}]
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l, err = plan("x", s); err != nil {
+		t.Fatal(err)
+	}
+	got, want = nil, nil
+	if err := yaml.Unmarshal(l.Host("h1").Config(s), &got); err != nil {
+		t.Fatal(err)
+	}
+	if err := yaml.Unmarshal([]byte(`
+underlay: {device: eth2, ttl: inherit, df: set, flow_label: 0x12345}
+datapath: auto
+networks: [{name: n, vni: 7, bridge: br-n, remotes: ["2001:db8:12::12"], mtu: 1300, mss_clamp: auto}]
+bypass_netfilter: true
+`), &want); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+	if c := string(l.Host("h2").Config(s)); strings.Contains(c, "bypass_netfilter") || !strings.Contains(c, "df: set") {
+		t.Errorf("h2:\n%s", c)
 	}
 }
