@@ -22,6 +22,9 @@
 //	lab-h1 eth2 ── p-h1 ┐ namespace ┌ p-h3 ── eth2 lab-h3
 //	lab-h2 eth2 ── p-h2 ┴── sw0 ────┴ ...     (lab-sw)
 //
+// With underlay kind routed that namespace is a router, .1 at every port, and
+// the hop behind it may be smaller than the links (path_mtu).
+//
 // What stands in parentheses is not the lab's: on a host with datapath auto,
 // tc or kernel, `vxbpf load` makes bridge and vxlan link from Host.Config, and
 // AttachContainers then plugs the containers in. On a host with kernel_vxlan

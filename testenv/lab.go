@@ -44,7 +44,7 @@ type Host struct {
 	HostSpec
 	NS     NS
 	MAC    fdb.MAC      // of the underlay device
-	Prefix netip.Prefix // its address with the underlay's length
+	Prefix netip.Prefix // its address with the underlay's length, or its own subnet's on a routed one
 	// Containers, network by network in the order of the Spec.
 	Containers []*Container
 
@@ -90,7 +90,7 @@ func (l *Lab) Container(host, name string) *Container {
 // Namespaces are the names of all namespaces of the lab.
 func (l *Lab) Namespaces() []string {
 	var names []string
-	if l.Spec.Underlay.Kind == Switch {
+	if l.Spec.Underlay.Kind != P2P {
 		names = append(names, l.SwitchNS().name)
 	}
 	for _, h := range l.Hosts {
@@ -105,7 +105,7 @@ func (l *Lab) Namespaces() []string {
 // Dir is where state, configs and logs of the lab are.
 func (l *Lab) Dir() string { return l.dir }
 
-// SwitchNS is the namespace of a switch underlay; the port of a host is p-<host>.
+// SwitchNS is the namespace of a switch or router underlay; the port of a host is p-<host>.
 func (l *Lab) SwitchNS() NS { return NS{l.Name + "-sw"} }
 
 // BridgeAddresses are the addresses that the host has on the network itself.
@@ -174,6 +174,9 @@ func plan(name string, s Spec) (*Lab, error) {
 			Prefix:   netip.PrefixFrom(hs.Address, s.Underlay.Prefix.Bits()),
 			lab:      l,
 			index:    i + 1,
+		}
+		if s.Underlay.Kind == Routed {
+			h.Prefix = netip.PrefixFrom(hs.Address, hs.Address.BitLen())
 		}
 		l.Hosts = append(l.Hosts, h)
 		if hs.Stranger {
@@ -299,11 +302,11 @@ func (b builder) build(ctx context.Context) error {
 	if err := prepareNetnsDir(); err != nil {
 		return err
 	}
-	if b.Spec.Underlay.Kind == Switch {
+	if b.Spec.Underlay.Kind != P2P {
 		if err := b.namespace(ctx, b.SwitchNS()); err != nil {
 			return err
 		}
-		if err := b.makeSwitch(); err != nil {
+		if err := b.makeMiddle(); err != nil {
 			return err
 		}
 	}
@@ -352,7 +355,7 @@ func (l *Lab) awaitUp(ctx context.Context) error {
 		if err := h.NS.awaitUp(ctx, ends...); err != nil {
 			return err
 		}
-		if l.Spec.Underlay.Kind == Switch {
+		if l.Spec.Underlay.Kind != P2P {
 			if err := l.SwitchNS().awaitUp(ctx, "p-"+h.Name); err != nil {
 				return err
 			}

@@ -366,6 +366,41 @@ func TestKernelVXLANOverIPv6(t *testing.T) {
 	}
 }
 
+// A router with a smaller hop behind it: hosts hear of it, and learn.
+func TestRoutedUnderlay(t *testing.T) {
+	for _, prefix := range []string{"192.0.2.0/24", "2001:db8:12::/64"} {
+		t.Run(prefix, func(t *testing.T) {
+			s := small(Routed, HostSpec{Name: "a", KernelVXLAN: true}, HostSpec{Name: "b", KernelVXLAN: true}, HostSpec{Name: "c"})
+			s.Underlay.Prefix, s.Underlay.PathMTU = netip.MustParsePrefix(prefix), 1400
+			l := up(t, s)
+			from, to := l.Host("a").NS, l.Host("c").Address
+			over := 28
+			if to.Is6() {
+				over = 48
+			}
+			ping := func(size int) PingResult {
+				r, err := Ping(t.Context(), from, to, PingOptions{Count: 1, Size: size - over, DontFragment: true, Timeout: time.Second})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return r
+			}
+			if r := ping(1400); !r.OK() {
+				t.Errorf("1400 bytes: %s", r)
+			}
+			if r := ping(1401); r.Received != 0 || len(r.Errors) != 1 || !strings.Contains(r.Errors[0], l.gateway().String()) {
+				t.Errorf("1401 bytes, first: %s", r)
+			}
+			if r := ping(1401); r.Received != 0 || len(r.Errors) == 0 || !strings.Contains(r.Errors[0], "message too long") {
+				t.Errorf("1401 bytes, then: %s", r)
+			}
+			if r, err := Transfer(t.Context(), l.Container("a", "mgmt-1").NS, l.Container("b", "mgmt-1").NS, l.Container("b", "mgmt-1").Addr.Addr(), 1<<20, 1); err != nil || !r.Match {
+				t.Errorf("%+v, %v", r, err)
+			}
+		})
+	}
+}
+
 // kernelVXLANError is KernelVXLAN where an error is expected.
 func kernelVXLANError(l *Lab, host, network string) error {
 	_, err := l.KernelVXLAN(context.Background(), host, network, KernelVXLANOptions{})

@@ -178,7 +178,15 @@ func (n NS) delLinks(names ...string) error {
 	})
 }
 
-func (l *Lab) makeSwitch() error {
+// makeMiddle turns the middle namespace into a switch or a router.
+func (l *Lab) makeMiddle() error {
+	if l.Spec.Underlay.Kind == Routed {
+		err := l.SwitchNS().Sysctl("net.ipv4.ip_forward", "1")
+		if err == nil && l.SwitchNS().hasIPv6() {
+			err = l.SwitchNS().Sysctl("net.ipv6.conf.all.forwarding", "1")
+		}
+		return err
+	}
 	return l.SwitchNS().withNetlink(func(h *netlink.Handle) error {
 		return makeBridge(h, switchBridge, l.Spec.Underlay.MTU, mac(macSwitch, 0, 0, 0))
 	})
@@ -196,23 +204,64 @@ func (l *Lab) makeUnderlay(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if u.Kind == Switch {
-			port := "p-" + h.Name
+		port := "p-" + h.Name
+		if u.Kind != P2P {
 			if err := makeVeth(vethEnd{l.SwitchNS(), port, mac(macSwitch, h.index, 0, 0)}, vethEnd{h.NS, u.Device, h.MAC}, u.MTU); err != nil {
-				return err
-			}
-			err := l.SwitchNS().withNetlink(func(nh *netlink.Handle) error {
-				return errors.Join(enslave(nh, port, switchBridge), setUp(nh, port))
-			})
-			if err != nil {
 				return err
 			}
 		}
 		if err := h.NS.setAddr(u.Device, h.Prefix); err != nil {
 			return err
 		}
+		var err error
+		switch u.Kind {
+		case Switch:
+			err = l.SwitchNS().withNetlink(func(nh *netlink.Handle) error {
+				return errors.Join(enslave(nh, port, switchBridge), setUp(nh, port))
+			})
+		case Routed:
+			err = l.route(h, port)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+// gateway is the router's address on a routed underlay.
+func (l *Lab) gateway() netip.Addr { return l.Spec.Underlay.Prefix.Addr().Next() }
+
+// route makes the router's port the host's way to everybody. That the hop
+// behind it is smaller is an attribute of the router's route, locked: without
+// that an IPv6 router would go by the size of its device.
+func (l *Lab) route(h *Host, port string) error {
+	u, gateway := l.Spec.Underlay, l.gateway()
+	only := netip.PrefixFrom(gateway, gateway.BitLen())
+	if err := l.SwitchNS().setAddr(port, only); err != nil {
+		return err
+	}
+	add := func(n NS, dev string, r netlink.Route) error {
+		return n.withNetlink(func(nh *netlink.Handle) error {
+			link, err := nh.LinkByName(dev)
+			if err == nil {
+				r.LinkIndex = link.Attrs().Index
+				err = nh.RouteAdd(&r)
+			}
+			if err != nil {
+				return fmt.Errorf("add route by %s in %s: %w", dev, n.name, err)
+			}
+			return nil
+		})
+	}
+	net4or6 := func(p netip.Prefix) *net.IPNet {
+		return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+	}
+	return errors.Join(
+		add(l.SwitchNS(), port, netlink.Route{Dst: net4or6(h.Prefix), Scope: netlink.SCOPE_LINK, MTU: u.PathMTU, MTULock: u.PathMTU != 0}),
+		add(h.NS, u.Device, netlink.Route{Dst: net4or6(only), Scope: netlink.SCOPE_LINK}),
+		add(h.NS, u.Device, netlink.Route{Dst: net4or6(u.Prefix), Gw: gateway.AsSlice()}),
+	)
 }
 
 func (h *Host) makeContainer(c *Container) error {

@@ -45,6 +45,7 @@ type Spec struct {
 const (
 	P2P    = "p2p"    // one veth pair between exactly two hosts
 	Switch = "switch" // a bridge in a namespace of its own
+	Routed = "routed" // a router in a namespace of its own, each host in a subnet of one address
 )
 
 // The datapath of a HostSpec.
@@ -57,11 +58,12 @@ const (
 
 // Underlay is the network that carries the outer packets.
 type Underlay struct {
-	Kind   string       `yaml:"kind,omitempty"`   // P2P or Switch; empty: P2P for two hosts
-	Prefix netip.Prefix `yaml:"prefix,omitempty"` // zero: 192.0.2.0/24
-	Device string       `yaml:"device,omitempty"` // empty: eth2
-	MTU    int          `yaml:"mtu,omitempty"`    // bytes; 0: 1500
-	Config Keys         `yaml:"config,omitempty"` // for the section underlay of every host's vxbpf config
+	Kind    string       `yaml:"kind,omitempty"`     // P2P, Switch or Routed; empty: P2P for two hosts
+	Prefix  netip.Prefix `yaml:"prefix,omitempty"`   // zero: 192.0.2.0/24
+	Device  string       `yaml:"device,omitempty"`   // empty: eth2
+	MTU     int          `yaml:"mtu,omitempty"`      // bytes; 0: 1500
+	PathMTU int          `yaml:"path_mtu,omitempty"` // of the hop behind a Routed underlay's router, bytes; 0: MTU
+	Config  Keys         `yaml:"config,omitempty"`   // for the section underlay of every host's vxbpf config
 }
 
 // Keys are further keys of the vxbpf config, as a YAML mapping, for example
@@ -257,8 +259,10 @@ func (s *Spec) checkUnderlay() error {
 		}
 	}
 	switch {
-	case u.Kind != P2P && u.Kind != Switch:
-		return fmt.Errorf("underlay kind %q: want p2p or switch", u.Kind)
+	case u.Kind != P2P && u.Kind != Switch && u.Kind != Routed:
+		return fmt.Errorf("underlay kind %q: want p2p, switch or routed", u.Kind)
+	case u.PathMTU != 0 && u.Kind != Routed:
+		return fmt.Errorf("underlay path_mtu %d needs kind routed", u.PathMTU)
 	case len(s.Hosts) == 0:
 		return errors.New("lab has no hosts")
 	case u.Kind == P2P && len(s.Hosts) != 2:
@@ -276,6 +280,11 @@ func (s *Spec) checkUnderlay() error {
 	}
 	if u.MTU == 0 {
 		u.MTU = 1500
+	}
+	if u.PathMTU != 0 {
+		if err := checkMTU("underlay path_mtu", u.PathMTU, 1280); err != nil {
+			return err
+		}
 	}
 	return checkMTU("underlay mtu", u.MTU, 1280+s.overhead())
 }

@@ -48,6 +48,7 @@ func TestParseSpecErrors(t *testing.T) {
 		"bad name":           {"name: x_y" + hosts, `lab name "x_y"`},
 		"dot":                {"name: x.y" + hosts, `lab name "x.y"`},
 		"p2p with three":     {"name: x\nunderlay: {kind: p2p}\nhosts: [{name: a}, {name: b}, {name: c}]", "not 3"},
+		"path mtu":           {"name: x\nunderlay: {path_mtu: 1400}" + hosts, "needs kind routed"},
 		"kind":               {"name: x\nunderlay: {kind: hub}" + hosts, `"hub"`},
 		"prefix":             {"name: x\nunderlay: {prefix: 192.0.2.0/33}" + hosts, "33"},
 		"small mtu":          {"name: x\nunderlay: {mtu: 1300}" + hosts, "underlay mtu 1300"},
