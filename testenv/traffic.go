@@ -15,6 +15,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -388,6 +390,260 @@ func send(ctx context.Context, from NS, addr string, size int64, seed uint64, su
 		return res, fmt.Errorf("wait for the receiver: %w", err)
 	}
 	return res, nil
+}
+
+// DatagramOptions of Datagrams.
+type DatagramOptions struct {
+	// Sizes of the UDP payloads in bytes, at least 8 each, taken in turn. Empty: 64.
+	Sizes []int
+	// Count of datagrams. 0: 100.
+	Count int
+	// Segments that go to the kernel as one packet (UDP_SEGMENT); the last of them has half the size. 0: no segmentation.
+	Segments int
+	// GRO lets the receiver take several datagrams in one read (UDP_GRO).
+	GRO bool
+	// NoChecksum sends a zero UDP checksum, and the receiver takes it.
+	NoChecksum bool
+	// Timeout without an arrival after which the rest counts as lost. 0: 5 s.
+	Timeout time.Duration
+}
+
+// DatagramResult is what became of the datagrams.
+type DatagramResult struct {
+	Sent, Received, Duplicates, Reordered int
+	// Aggregates are reads that brought more than one datagram.
+	Aggregates int
+	// Errors are failed sends and altered payloads; at most 100.
+	Errors []string
+}
+
+// OK reports that every datagram arrived once and unchanged.
+func (r DatagramResult) OK() bool {
+	return r.Sent > 0 && r.Received == r.Sent && r.Duplicates == 0 && len(r.Errors) == 0
+}
+
+func (r DatagramResult) String() string {
+	s := fmt.Sprintf("%d sent, %d received, %d duplicates, %d reordered, %d aggregates", r.Sent, r.Received, r.Duplicates, r.Reordered, r.Aggregates)
+	for _, e := range r.Errors {
+		s += "; " + e
+	}
+	return s
+}
+
+// inFlight is how many datagrams may be on their way: few enough for every
+// queue, so that a loss is the path's.
+const inFlight = 64
+
+// filler is what datagrams are filled with.
+var filler = sync.OnceValue(func() []byte {
+	b := make([]byte, 1<<17)
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(b)
+	return b
+})
+
+// payload of datagram seq: its number, then bytes that depend on it.
+func (o DatagramOptions) payload(seq int) []byte {
+	size := o.Sizes[seq/max(1, o.Segments)%len(o.Sizes)]
+	if o.Segments > 1 && seq%o.Segments == o.Segments-1 {
+		size = max(8, size/2)
+	}
+	b := append(make([]byte, 0, size), filler()[seq*31%(1<<16):][:size]...)
+	binary.BigEndian.PutUint64(b, uint64(seq))
+	return b
+}
+
+// Datagrams sends numbered UDP datagrams to a receiver on toAddr, no faster
+// than they arrive, and compares every byte. Lost and altered ones are in the
+// result; the error says that it could not work at all, or that ctx ended.
+func Datagrams(ctx context.Context, from, to NS, toAddr netip.Addr, o DatagramOptions) (res DatagramResult, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("datagrams from %s to %s: %w", from.name, toAddr, err)
+		}
+	}()
+	if len(o.Sizes) == 0 {
+		o.Sizes = []int{64}
+	}
+	if o.Count == 0 {
+		o.Count = 100
+	}
+	if o.Timeout == 0 {
+		o.Timeout = 5 * time.Second
+	}
+	if slices.Min(o.Sizes) < 8 || slices.Max(o.Sizes) > 65000 || o.Count < 1 || o.Segments < 0 || o.Segments > inFlight {
+		return res, fmt.Errorf("sizes %v, count %d or segments %d out of range", o.Sizes, o.Count, o.Segments)
+	}
+	o.Count += (o.Segments - o.Count%max(1, o.Segments)) % max(1, o.Segments) // whole packets
+	pc, err := to.ListenPacket(ctx, "udp", netip.AddrPortFrom(toAddr, 0).String())
+	if err != nil {
+		return res, err
+	}
+	in := pc.(*net.UDPConn)
+	defer in.Close()
+	conn, err := from.Dial(ctx, "udp", in.LocalAddr().String())
+	if err != nil {
+		return res, err
+	}
+	out := conn.(*net.UDPConn)
+	defer out.Close()
+	err = errors.Join(
+		setUDP(in, option{o.GRO, unix.IPPROTO_UDP, unix.UDP_GRO, 1}, option{o.NoChecksum && toAddr.Is6(), unix.IPPROTO_UDP, unix.UDP_NO_CHECK6_RX, 1},
+			option{true, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16 << 20}),
+		setUDP(out, option{o.NoChecksum && toAddr.Is6(), unix.IPPROTO_UDP, unix.UDP_NO_CHECK6_TX, 1}, option{o.NoChecksum && toAddr.Is4(), unix.SOL_SOCKET, unix.SO_NO_CHECK, 1}),
+	)
+	if err != nil {
+		return res, err
+	}
+
+	r := datagramReceiver{o: o, got: make([]bool, o.Count), arrived: make(chan struct{}, 1)}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		r.run(in)
+	}()
+	res.Sent, err = r.send(ctx, out)
+	in.Close()
+	<-done
+	sent := res.Sent
+	res = r.res
+	res.Sent = sent
+	return res, err
+}
+
+type option struct {
+	want               bool
+	level, name, value int
+}
+
+func setUDP(c *net.UDPConn, options ...option) error {
+	rc, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	err = rc.Control(func(fd uintptr) {
+		for _, o := range options {
+			if o.want {
+				errs = append(errs, os.NewSyscallError("setsockopt", unix.SetsockoptInt(int(fd), o.level, o.name, o.value)))
+			}
+		}
+	})
+	return errors.Join(append(errs, err)...)
+}
+
+// datagramReceiver is the far end of Datagrams.
+type datagramReceiver struct {
+	o       DatagramOptions
+	arrived chan struct{} // something was received
+
+	mu   sync.Mutex
+	got  []bool
+	next int
+	res  DatagramResult
+}
+
+// send returns when all has arrived, or nothing has for the timeout.
+func (r *datagramReceiver) send(ctx context.Context, out *net.UDPConn) (sent int, err error) {
+	stalled := time.NewTimer(r.o.Timeout)
+	defer stalled.Stop()
+	step := max(1, r.o.Segments)
+	for seq := 0; ; {
+		r.mu.Lock()
+		received := r.res.Received
+		r.mu.Unlock()
+		if received >= sent && seq >= r.o.Count {
+			time.Sleep(time.Millisecond) // a duplicate comes right behind
+			return sent, nil
+		}
+		if seq < r.o.Count && seq+step-received <= inFlight {
+			var b, oob []byte
+			for i := range step {
+				b = append(b, r.o.payload(seq+i)...)
+			}
+			if r.o.Segments > 1 {
+				oob = make([]byte, unix.CmsgSpace(2))
+				h := (*unix.Cmsghdr)(unsafe.Pointer(&oob[0]))
+				h.Level, h.Type = unix.IPPROTO_UDP, unix.UDP_SEGMENT
+				h.SetLen(unix.CmsgLen(2))
+				binary.NativeEndian.PutUint16(oob[unix.CmsgLen(0):], uint16(len(r.o.payload(seq))))
+			}
+			if _, _, err := out.WriteMsgUDP(b, oob, nil); err != nil {
+				r.fail("send %d bytes: %v", len(b), err)
+				return sent, ctx.Err()
+			}
+			seq += step
+			sent += step
+			continue
+		}
+		stalled.Reset(r.o.Timeout)
+		select {
+		case <-r.arrived:
+		case <-stalled.C:
+			return sent, nil
+		case <-ctx.Done():
+			return sent, ctx.Err()
+		}
+	}
+}
+
+func (r *datagramReceiver) fail(format string, args ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.res.Errors) < 100 {
+		r.res.Errors = append(r.res.Errors, fmt.Sprintf(format, args...))
+	}
+}
+
+func (r *datagramReceiver) run(in *net.UDPConn) {
+	buf, oob := make([]byte, 1<<17), make([]byte, 64)
+	for {
+		n, oobn, _, _, err := in.ReadMsgUDP(buf, oob)
+		if err != nil {
+			return // closed by Datagrams
+		}
+		size := n
+		cmsgs, err := unix.ParseSocketControlMessage(oob[:oobn])
+		for _, m := range cmsgs {
+			if err == nil && m.Header.Level == unix.IPPROTO_UDP && m.Header.Type == unix.UDP_GRO && len(m.Data) >= 4 {
+				size = int(binary.NativeEndian.Uint32(m.Data))
+			}
+		}
+		r.mu.Lock()
+		if size > 0 && n > size {
+			r.res.Aggregates++
+		}
+		r.mu.Unlock()
+		for b := range slices.Chunk(buf[:n], max(1, size)) {
+			r.take(b)
+		}
+		select {
+		case r.arrived <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (r *datagramReceiver) take(b []byte) {
+	seq := -1
+	if len(b) >= 8 {
+		seq = int(binary.BigEndian.Uint64(b))
+	}
+	if seq < 0 || seq >= r.o.Count || !bytes.Equal(b, r.o.payload(seq)) {
+		r.fail("datagram %d of %d bytes is not what was sent", seq, len(b))
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.got[seq] {
+		r.res.Duplicates++
+		return
+	}
+	r.got[seq] = true
+	r.res.Received++
+	if seq < r.next {
+		r.res.Reordered++
+	}
+	r.next = max(r.next, seq+1)
 }
 
 // StreamOptions of StartStream.

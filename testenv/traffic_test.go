@@ -196,3 +196,44 @@ func TestFrames(t *testing.T) {
 		t.Error("a socket on a link that is not there")
 	}
 }
+
+func TestDatagrams(t *testing.T) {
+	l := up(t, small(P2P, HostSpec{Name: "a", KernelVXLAN: true}, HostSpec{Name: "b", KernelVXLAN: true}))
+	a, b := l.Container("a", "mgmt-1"), l.Container("b", "mgmt-1")
+	for name, o := range map[string]DatagramOptions{
+		"plain":       {Sizes: []int{8, 100, 1422, 1423, 9000}, Count: 200},
+		"no checksum": {NoChecksum: true},
+		"segments":    {Sizes: []int{1000, 100}, Segments: 10, Count: 95},
+		"aggregates":  {Sizes: []int{1000}, Segments: 10, GRO: true},
+	} {
+		for _, to := range []netip.Addr{b.Addr.Addr(), b.Addr6.Addr()} {
+			r, err := Datagrams(t.Context(), a.NS, b.NS, to, o)
+			if err != nil || !r.OK() || (r.Aggregates > 0) != o.GRO {
+				t.Errorf("%s to %s: %s, %v", name, to, r, err)
+			}
+			if want := map[string]int{"plain": 200, "segments": 100}[name]; want != 0 && r.Received != want {
+				t.Errorf("%s to %s: %s, want %d", name, to, r, want)
+			}
+		}
+	}
+	// The other end must be able to see what is wrong.
+	r := datagramReceiver{o: DatagramOptions{Sizes: []int{64}, Count: 3}, got: make([]bool, 3)}
+	for _, seq := range []int{2, 1, 1} {
+		r.take(r.o.payload(seq))
+	}
+	bad := r.o.payload(0)
+	bad[63] ^= 1
+	r.take(bad)
+	r.take(r.o.payload(0)[:63])
+	if r.res.Received != 2 || r.res.Reordered != 1 || r.res.Duplicates != 1 || len(r.res.Errors) != 2 {
+		t.Errorf("%s", r.res)
+	}
+	// A path that takes nothing: lost, and soon.
+	if err := l.Host("b").NS.delLinks("eth2"); err != nil {
+		t.Fatal(err)
+	}
+	lost, err := Datagrams(t.Context(), a.NS, b.NS, b.Addr.Addr(), DatagramOptions{Count: 5, Timeout: 100 * time.Millisecond})
+	if err != nil || lost.OK() || lost.Received != 0 {
+		t.Errorf("%s, %v", lost, err)
+	}
+}
