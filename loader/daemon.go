@@ -26,6 +26,7 @@ import (
 
 	"github.com/vxbpf/vxbpf/loader/config"
 	"github.com/vxbpf/vxbpf/loader/kernel"
+	"github.com/vxbpf/vxbpf/loader/netfilter"
 	"github.com/vxbpf/vxbpf/loader/reconcile"
 	vxmaps "github.com/vxbpf/vxbpf/maps"
 	"github.com/vxbpf/vxbpf/maps/fdb"
@@ -461,6 +462,10 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return nil
 	}
 	events := make(chan []kernel.Event)
+	rules, err := netfilter.Watch(ctx)
+	if err != nil {
+		return err
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		for {
@@ -475,7 +480,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 			}
 		}
 	})
-	g.Go(func() error { return d.follow(ctx, events) })
+	g.Go(func() error { return d.follow(ctx, events, rules) })
 	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}
@@ -551,7 +556,7 @@ func (d *Daemon) detachOther() error {
 func (d *Daemon) renew() error { return d.dp.maps.Control.SetLease(vxmaps.Now() + leaseTime) }
 
 // follow is the mirror's loop.
-func (d *Daemon) follow(ctx context.Context, events <-chan []kernel.Event) error {
+func (d *Daemon) follow(ctx context.Context, events <-chan []kernel.Event, rules <-chan struct{}) error {
 	lease := time.NewTicker(leaseRenew)
 	defer lease.Stop()
 	full := time.NewTicker(resyncEvery)
@@ -568,6 +573,15 @@ func (d *Daemon) follow(ctx context.Context, events <-chan []kernel.Event) error
 		case batch := <-events:
 			var err error
 			if again, err = d.handle(batch); err != nil {
+				return err
+			}
+		case _, ok := <-rules:
+			if !ok {
+				rules = nil // until the next resync looks
+				break
+			}
+			d.view.rules = d.readRules()
+			if err := d.sync(); err != nil {
 				return err
 			}
 		case <-lease.C:
@@ -627,6 +641,16 @@ func (d *Daemon) followPathMTU() error {
 	}
 	d.tooBig = at
 	return d.vteps.updateAll(d.view)
+}
+
+// readRules looks at the packet filter; where that fails, what is known stays.
+func (d *Daemon) readRules() netfilter.Rules {
+	r, err := netfilter.Read(d.view.rules)
+	if err != nil {
+		d.log.Warn("look for packet filter rules that the fast path would go around", "err", err)
+		return d.view.rules
+	}
+	return r
 }
 
 // tell logs an error that the next round may well mend.
@@ -773,6 +797,7 @@ func (d *Daemon) resync() error {
 		return err
 	}
 	v.peers = d.view.peers // sync asks again
+	v.rules = d.readRules()
 	d.view = v
 	if d.sys, err = readSysctls(d.h); err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 
 	"github.com/vxbpf/vxbpf/loader/config"
 	"github.com/vxbpf/vxbpf/loader/kernel"
+	"github.com/vxbpf/vxbpf/loader/netfilter"
 	"github.com/vxbpf/vxbpf/maps"
 	"github.com/vxbpf/vxbpf/maps/fdb"
 )
@@ -29,6 +30,8 @@ type view struct {
 	// tc is what others have put on devices that packets of the fast path would
 	// go around; by ifindex.
 	tc map[int]foreign
+	// rules are the packet filter's.
+	rules netfilter.Rules
 }
 
 // foreign names what someone else has at the hooks of a device, "" for nothing.
@@ -166,6 +169,36 @@ func (n *network) resolve(v *view) {
 			n.off = dev.Name + " carries another " + v.tc[dev.Index].ingress
 		}
 	}
+	if n.off == "" {
+		if why := n.judged(v); why != "" {
+			n.off = why + "; bypass_netfilter: true carries packets past it"
+		}
+	}
+}
+
+func device(l kernel.Link) netfilter.Dev { return netfilter.Dev{Name: l.Name, Index: l.Index} }
+
+// judged names packet filter rules that see the network's packets on the
+// kernel's way and would not on the fast path, "" if there are none or the
+// config says that they may be passed by.
+func (n *network) judged(v *view) string {
+	if n.cfg.BypassNetfilter {
+		return ""
+	}
+	b := netfilter.Bridge{Dev: device(n.bridge), IPTables: n.bridge.Bridge.NFCallIPTables, IP6Tables: n.bridge.Bridge.NFCallIP6Tables,
+		Ports: []netfilter.Dev{device(n.link)}}
+	for _, l := range v.ports(n) {
+		b.Ports = append(b.Ports, device(l))
+	}
+	if why := v.rules.Inner(b); why != "" {
+		return why
+	}
+	u := netfilter.Underlay{Local: n.local, Port: n.cfg.Underlay.Port}
+	dev, ok := v.linkByName(n.cfg.Underlay.Device)
+	if ok && dev.Master == 0 {
+		u.Dev = device(dev)
+	}
+	return cmp.Or(v.rules.Outer(u), v.rules.Ingress(device(dev)), v.rules.Ingress(device(n.link)), v.rules.Egress(device(n.link)), v.rules.Egress(device(dev)))
 }
 
 // v6 reports the family of the outer packets.
@@ -181,6 +214,11 @@ func (v *view) fastPort(n *network, l kernel.Link) (bool, string) {
 	}
 	if f := v.tc[l.Index].ingress; f != "" {
 		return false, l.Name + " carries another " + f
+	}
+	if !n.cfg.BypassNetfilter {
+		if why := cmp.Or(v.rules.Ingress(device(l)), v.rules.Egress(device(l))); why != "" {
+			return false, why + "; bypass_netfilter: true carries packets past it"
+		}
 	}
 	return true, ""
 }
