@@ -75,6 +75,7 @@ const (
 	VTEPDFInherit  = uint16(vxVtepFlagVTEP_DF_INHERIT)
 	VTEPTTLAuto    = uint16(vxVtepFlagVTEP_TTL_AUTO)
 	VTEPSrcAuto    = uint16(vxVtepFlagVTEP_SRC_AUTO)
+	VTEPKnown      = uint16(vxVtepFlagVTEP_KNOWN)
 )
 
 // Hooks, and the sizes of the two halves of a counter's index.

@@ -78,6 +78,7 @@ enum {
 /* skb->pkt_type (linux/if_packet.h) */
 enum {
 	PACKET_HOST = 0,
+	PACKET_BROADCAST = 1,
 	PACKET_MULTICAST = 2,
 	PACKET_OTHERHOST = 3,
 };

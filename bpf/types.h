@@ -129,6 +129,7 @@ enum vtep_flag {
 	VTEP_DF_INHERIT = 32,
 	VTEP_TTL_AUTO = 64,  /* the TTL is the system's or the route's; for the daemon that takes the map over */
 	VTEP_SRC_AUTO = 128, /* so is the source address */
+	VTEP_KNOWN = 256,    /* `remote` is right, whether the template may be used or not */
 };
 
 /* vx_vtep: by index. Over IPv4, the first cache line's worth is what encapsulation reads. */

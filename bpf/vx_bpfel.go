@@ -179,6 +179,7 @@ const (
 	vxVtepFlagVTEP_DF_INHERIT  vxVtepFlag = 32
 	vxVtepFlagVTEP_TTL_AUTO    vxVtepFlag = 64
 	vxVtepFlagVTEP_SRC_AUTO    vxVtepFlag = 128
+	vxVtepFlagVTEP_KNOWN       vxVtepFlag = 256
 )
 
 // Names of all BPF objects in the ELF.

@@ -257,7 +257,7 @@ static __always_inline int at_vtep(struct place at, const __be32 *addr, const in
 		return 0;
 	v = bpf_map_lookup_elem(&vx_vtep, &at.to);
 	/* An empty place holds address 0, and an IPv4 address is the first word of an IPv6 one. */
-	if (!v || (v->flags & (VTEP_READY | VTEP_V6)) != (VTEP_READY | (v6 ? VTEP_V6 : 0)))
+	if (!v || (v->flags & (VTEP_KNOWN | VTEP_V6)) != (VTEP_KNOWN | (v6 ? VTEP_V6 : 0)))
 		return 0;
 	return v->remote[0] == addr[0] &&
 	       (!v6 || (v->remote[1] == addr[1] && v->remote[2] == addr[2] && v->remote[3] == addr[3]));
@@ -337,7 +337,7 @@ static __always_inline int decap(struct __sk_buff *skb, __u32 *net, const int v6
 	__u64 now;
 	int local;
 
-	multicast = skb->pkt_type == PACKET_MULTICAST;
+	multicast = skb->pkt_type == PACKET_MULTICAST || skb->pkt_type == PACKET_BROADCAST;
 	if ((skb->pkt_type != PACKET_HOST && !multicast) || skb->vlan_present)
 		return 0;
 	if (frame_need(skb, &f, OUTER_LEN(v6) + sizeof(struct ethhdr)))

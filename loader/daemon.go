@@ -643,6 +643,18 @@ func (d *Daemon) followPathMTU() error {
 	return d.vteps.updateAll(d.view)
 }
 
+func (d *Daemon) readAddresses() (map[netip.Addr]bool, error) {
+	all, err := d.h.Addresses()
+	if err != nil {
+		return nil, err
+	}
+	set := make(map[netip.Addr]bool, len(all))
+	for _, a := range all {
+		set[a.Prefix.Addr()] = true
+	}
+	return set, nil
+}
+
 // readRules looks at the packet filter; where that fails, what is known stays.
 func (d *Daemon) readRules() netfilter.Rules {
 	r, err := netfilter.Read(d.view.rules)
@@ -729,8 +741,13 @@ func (d *Daemon) handle(batch []kernel.Event) (again bool, err error) {
 			if err := d.vteps.neighbour(k, d.view); err != nil {
 				return again, err
 			}
-		case kernel.RouteChanged, kernel.AddressChanged:
+		case kernel.RouteChanged:
 			paths = true
+		case kernel.AddressChanged:
+			if d.view.addresses, err = d.readAddresses(); err != nil {
+				return again, err
+			}
+			links = true
 		case kernel.QdiscChanged:
 			links = true
 		case kernel.NextHopChanged:
@@ -794,6 +811,9 @@ func (d *Daemon) resync() error {
 		v.neighbours[neighbourKey{n.Link, n.IP}] = n
 	}
 	if v.nextHops, err = d.h.NextHops(); err != nil {
+		return err
+	}
+	if v.addresses, err = d.readAddresses(); err != nil {
 		return err
 	}
 	v.peers = d.view.peers // sync asks again

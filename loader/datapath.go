@@ -92,7 +92,14 @@ func openDatapath(dir string, want sizes) (*datapath, error) {
 	}
 	before := slices.Contains(layouts(dir), d.pins)
 	for _, p := range []string{d.pins, filepath.Join(dir, "links")} {
-		if err := os.MkdirAll(p, 0o700); err != nil {
+		err := os.MkdirAll(p, 0o700)
+		for range 5 { // another instance that unloads takes empty directories away under us
+			if !errors.Is(err, os.ErrNotExist) {
+				break
+			}
+			err = os.MkdirAll(p, 0o700)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("make pin directory: %w", err)
 		}
 	}

@@ -29,7 +29,8 @@ type view struct {
 	peers map[int]fdb.MAC
 	// tc is what others have put on devices that packets of the fast path would
 	// go around; by ifindex.
-	tc map[int]foreign
+	tc        map[int]foreign
+	addresses map[netip.Addr]bool // of this host
 	// rules are the packet filter's.
 	rules netfilter.Rules
 }
@@ -50,6 +51,7 @@ func newView() *view {
 		neighbours: map[neighbourKey]kernel.Neighbour{},
 		nextHops:   map[uint32]kernel.NextHop{},
 		peers:      map[int]fdb.MAC{},
+		addresses:  map[netip.Addr]bool{},
 	}
 }
 
@@ -150,6 +152,8 @@ func (n *network) resolve(v *view) {
 		n.off = l.Name + " is in external, gbp, gpe, remcsum, rsc or vnifilter mode"
 	case x.VNI != n.cfg.VNI || x.Port != n.cfg.Underlay.Port:
 		n.off = l.Name + " has another VNI or port than the config"
+	case !v.addresses[n.local]:
+		n.off = "local address " + n.local.String() + " is on no link of this host"
 	case n.v6() && !x.UDPZeroCsum6TX:
 		n.off = l.Name + " sends UDP checksums over IPv6, which only the kernel computes (udp_checksum: false is carried by BPF)"
 	case n.v6() && x.LabelInherit:

@@ -46,6 +46,9 @@ func sample() (*view, *network) {
 	v.setFDB(kernel.FDBEntry{MAC: farMAC, Link: vxIndex, Bridge: brIndex})
 	v.setFDB(kernel.FDBEntry{MAC: farMAC, Link: vxIndex, Self: true, Dst: farVTEP})
 	v.peers[vethIndex] = hereMAC
+	for _, a := range []string{"192.0.2.11", "2001:db8::11"} {
+		v.addresses[netip.MustParseAddr(a)] = true
+	}
 	n := &network{id: 1, local: netip.MustParseAddr("192.0.2.11")}
 	n.cfg = config.Network{Name: "mgmt", VNI: 236, Link: "encap-mgmt", Bridge: config.Bridge{Name: "br-mgmt"}, Underlay: config.Underlay{Port: 4789}}
 	return v, n
@@ -183,6 +186,7 @@ func TestResolve(t *testing.T) {
 		"filters VLANs":                   set(brIndex, func(l *kernel.Link) { l.Bridge.VLANFiltering = true }),
 		"external":                        set(vxIndex, func(l *kernel.Link) { l.VXLAN.External = true }),
 		"another VNI or port":             set(vxIndex, func(l *kernel.Link) { l.VXLAN.VNI = 1 }),
+		"is on no link":                   func(v *view) { delete(v.addresses, netip.MustParseAddr("192.0.2.11")) },
 		"sends UDP checksums":             set(vxIndex, func(l *kernel.Link) { l.VXLAN.UDPCsum = true }),
 		"sends UDP checksums over IPv6":   set(vxIndex, func(l *kernel.Link) { l.VXLAN.Local = netip.MustParseAddr("2001:db8::11") }),
 		"encap-mgmt is not in forwarding": set(vxIndex, func(l *kernel.Link) { l.Port.State = kernel.PortLearning }),

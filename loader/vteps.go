@@ -122,7 +122,7 @@ func (t *vteps) update(i uint32, v *view) error {
 	if err != nil {
 		e.route = kernel.Route{}
 		e.why = err.Error()
-		return t.m.Clear(i)
+		return t.m.Put(i, maps.VTEP{VTEPKey: e.key, Src: e.key.Local, Off: true})
 	}
 	e.route = r
 	dev, ok := v.links[r.Device]
@@ -140,7 +140,7 @@ func (t *vteps) update(i uint32, v *view) error {
 		e.why = "no source address for " + e.key.Remote.String()
 	}
 	if e.why != "" {
-		return t.m.Clear(i)
+		return t.m.Put(i, maps.VTEP{VTEPKey: e.key, Src: e.key.Local, Off: true})
 	}
 	mtu := dev.MTU
 	if r.MTU > 0 && r.MTU < mtu {
@@ -159,7 +159,7 @@ func (t *vteps) update(i uint32, v *view) error {
 	}
 	if err != nil {
 		e.why = err.Error()
-		return t.m.Clear(i)
+		return t.m.Put(i, maps.VTEP{VTEPKey: e.key, Src: e.key.Local, Off: true})
 	}
 	val := maps.VTEP{VTEPKey: e.key, Src: r.Src, HopLimit: uint8(hops), Device: uint32(dev.Index), SrcMAC: dev.MAC, MTU: mtu16(mtu)}
 	if n, ok := v.neighbours[neighbourKey{r.Device, r.NextHop}]; ok && n.Valid && !n.MAC.IsZero() {

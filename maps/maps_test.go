@@ -39,7 +39,7 @@ func TestTemplate(t *testing.T) {
 	if got := hex.EncodeToString(b.Outer[:]); got != want {
 		t.Errorf("template\n got %s\nwant %s", got, want)
 	}
-	if b.Flags != bpf.VTEPReady|bpf.VTEPMACs || b.Mtu != 1500 || b.PortMin != 32768 || b.PortRange != 60999-32768 || b.Ifindex != 7 {
+	if b.Flags != bpf.VTEPKnown|bpf.VTEPReady|bpf.VTEPMACs || b.Mtu != 1500 || b.PortMin != 32768 || b.PortRange != 60999-32768 || b.Ifindex != 7 {
 		t.Errorf("template %+v", b)
 	}
 	// With length, id and checksum in place, RFC 1071 wants all ones.
@@ -55,7 +55,7 @@ func TestTemplate(t *testing.T) {
 		t.Errorf("checksum over the finished header is %#x", got)
 	}
 	v.MACs = false
-	if b := v.Template(); b.Flags != bpf.VTEPReady {
+	if b := v.Template(); b.Flags != bpf.VTEPKnown|bpf.VTEPReady {
 		t.Errorf("flags without MACs: %d", b.Flags)
 	}
 }

@@ -25,6 +25,7 @@ type VTEP struct {
 	SrcMAC, DstMAC fdb.MAC    // DstMAC is the next hop's
 	MACs           bool       // both MACs are right now, and the daemon keeps them so while its lease lasts
 	MTU            uint16     // path MTU, outer IP header included
+	Off            bool       // there is no way to it now: packets that come from it are its all the same
 }
 
 // VTEPKey is what tells two outer headers apart for good: the rest follows the
@@ -59,10 +60,10 @@ const dontFragment = 0x40 // in the upper byte of flags and fragment offset
 // that does not change per packet, lengths, id and checksum left 0 (RFC 791,
 // RFC 8200, RFC 768). UDP checksum 0 (RFC 7348 section 5, RFC 6935).
 func (v VTEP) Template() bpf.VTEP {
-	t := bpf.VTEP{Flags: bpf.VTEPReady, Mtu: v.MTU, PortMin: v.Low, PortRange: v.High - v.Low, Ifindex: v.Device,
+	t := bpf.VTEP{Flags: bpf.VTEPKnown, Mtu: v.MTU, PortMin: v.Low, PortRange: v.High - v.Low, Ifindex: v.Device,
 		Tos: v.TOS &^ 3, Ttl: v.TTL, Remote: words(v.Remote), Oif: v.OIF}
 	for flag, on := range map[uint16]bool{
-		bpf.VTEPMACs: v.MACs, bpf.VTEPV6: v.Remote.Is6(), bpf.VTEPTTLInherit: v.TTLInherit, bpf.VTEPTOSInherit: v.TOSInherit,
+		bpf.VTEPReady: !v.Off, bpf.VTEPMACs: v.MACs, bpf.VTEPV6: v.Remote.Is6(), bpf.VTEPTTLInherit: v.TTLInherit, bpf.VTEPTOSInherit: v.TOSInherit,
 		bpf.VTEPDFInherit: v.DF == DFInherit, bpf.VTEPTTLAuto: v.TTL == 0, bpf.VTEPSrcAuto: !v.Local.IsValid(),
 	} {
 		if on {
@@ -107,7 +108,7 @@ func parse(b bpf.VTEP) VTEP {
 	v := VTEP{
 		VTEPKey: VTEPKey{Remote: addr(b.Remote, v6), OIF: b.Oif, Low: b.PortMin, High: b.PortMin + b.PortRange, TTL: b.Ttl, TOS: b.Tos,
 			TTLInherit: has(bpf.VTEPTTLInherit), TOSInherit: has(bpf.VTEPTOSInherit)},
-		Device: b.Ifindex, MACs: has(bpf.VTEPMACs), MTU: b.Mtu,
+		Device: b.Ifindex, MACs: has(bpf.VTEPMACs), MTU: b.Mtu, Off: !has(bpf.VTEPReady),
 	}
 	if v6 {
 		ip, udp = o[14:54], o[54:62]
@@ -192,7 +193,7 @@ func (t *VTEPs) All() (map[uint32]VTEP, error) {
 	var b bpf.VTEP
 	it := t.m.Iterate()
 	for it.Next(&k, &b) {
-		if b.Flags&bpf.VTEPReady == 0 {
+		if b.Flags&bpf.VTEPKnown == 0 {
 			continue
 		}
 		out[k] = parse(b)

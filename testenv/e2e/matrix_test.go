@@ -444,4 +444,3 @@ func (w overlay) checked(what string, frames []testenv.Frame, c *testenv.Contain
 		w.t.Errorf("%s: at %s: %d checksums to look at, of %d frames", what, c.NS.Name(), n, len(frames))
 	}
 }
-
