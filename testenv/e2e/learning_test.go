@@ -223,6 +223,20 @@ func TestLearningOff(t *testing.T) {
 	})
 }
 
+// everywhere reports whether the entry for m is so in the maps of all hosts.
+func (l lab) everywhere(so func(e fdb.Entry, ok bool) bool) bool {
+	l.t.Helper()
+	for _, h := range l.Hosts {
+		if h.Stranger {
+			continue
+		}
+		if e, ok := l.table(h.Name)[m]; !so(e, ok) {
+			return false
+		}
+	}
+	return true
+}
+
 // A MAC goes from host to host, in every way that one can notice or not: the
 // forwarding entries of all hosts stay the kernel's, and so does each frame's way.
 // First the daemons are there, then they sleep, then they are dead.
@@ -258,9 +272,12 @@ func TestLearningMoves(t *testing.T) {
 				}
 			}
 			if daemons.name != "dead" {
-				for _, h := range []string{"h1", "h2", "h3"} {
-					l.know(h, m)
-				}
+				// All of it, and confirmed: nothing is left to do for a daemon that goes to sleep.
+				l.wait("m in all maps as the kernel has it", func() bool {
+					return l.everywhere(func(e fdb.Entry, ok bool) bool {
+						return ok && !e.Pending && e.Static == (entry != "learned") && e.Sticky == (entry == "sticky")
+					})
+				})
 			}
 			if daemons.before != 0 {
 				signal(daemons.before)
@@ -298,6 +315,9 @@ func TestLearningMoves(t *testing.T) {
 						_ = lab.Host(h).NS.Command(lab.ctx, f[0], f[1:]...).Run()
 					}
 				}
+			}
+			if daemons.name != "dead" {
+				l.wait("m to be forgotten", func() bool { return l.everywhere(func(_ fdb.Entry, ok bool) bool { return !ok }) })
 			}
 		}
 	}
