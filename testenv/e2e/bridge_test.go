@@ -66,7 +66,11 @@ type node struct {
 func newTwin(t *testing.T, spec testenv.Spec, config ...string) *twin {
 	t.Helper()
 	tw := buildTwin(t, spec, func(l lab, h *testenv.Host) []byte {
-		return []byte(strings.NewReplacer(config...).Replace(string(h.Config(l.Spec))))
+		c := string(h.Config(l.Spec))
+		if len(config) > 0 && !strings.Contains(c, config[0]) {
+			t.Fatalf("no %q in the config\n%s", config[0], c)
+		}
+		return []byte(strings.NewReplacer(config...).Replace(c))
 	})
 	if len(config) == 0 { // else it may be that not all can be learned
 		tw.settle()

@@ -99,7 +99,11 @@ func (l lab) drops() (n uint64) {
 // Two instances share the underlay device and the UDP port. What one of them does
 // is nothing to the other's traffic.
 func TestCoexistInstances(t *testing.T) {
-	for _, modes := range [][2]string{{"tcx", "tcx"}, {"clsact", "clsact"}, {"tcx", "clsact"}} {
+	modes := [][2]string{{"tcx", "tcx"}, {"clsact", "clsact"}}
+	if full() {
+		modes = append(modes, [2]string{"tcx", "clsact"})
+	}
+	for _, modes := range modes {
 		t.Run(modes[0]+" and "+modes[1], func(t *testing.T) {
 			t.Parallel()
 			spec := oneNetwork(testenv.HostSpec{Name: "h1"}, testenv.HostSpec{Name: "h2"})
@@ -176,8 +180,7 @@ func TestCoexistInstances(t *testing.T) {
 			}
 			// They leave each other's programs alone.
 			for _, h := range l.Hosts {
-				cmd := h.NS.Command(l.ctx, "timeout", "1", "tc", "monitor")
-				out, _ := cmd.CombinedOutput()
+				out, _ := h.NS.Command(l.ctx, "timeout", "0.5", "tc", "monitor").CombinedOutput() // it does not end by itself
 				if strings.Contains(string(out), "filter") {
 					t.Errorf("%s: filters change although nobody does anything:\n%s", h.Name, out)
 				}
@@ -231,13 +234,13 @@ func TestCoexistUnderlays(t *testing.T) {
 			l.sh(h.Name, remake("repl", 248, "eth2", "192.0.2.2"+own, "192.0.2.2"+other, 4789)...)
 			l.sh(h.Name, remake("storage", 244, "eth3", "198.51.100.1"+own, "198.51.100.1"+other, 4789)...)
 		}
-		return []byte(fmt.Sprintf(`
+		return fmt.Appendf(nil, `
 underlay: {device: eth2, ttl: 5}
 networks:
   - {name: mgmt, vni: 236, bridge: br-mgmt, remotes: [192.0.2.1%[2]s], mtu: 1450}
   - {name: repl, vni: 248, bridge: br-repl, local: 192.0.2.2%[1]s, remotes: [192.0.2.2%[2]s], mtu: 1450}
   - {name: storage, vni: 244, bridge: br-storage, device: eth3, remotes: [198.51.100.1%[2]s], mtu: 1450}
-`, own, other))
+`, own, other)
 	})
 	fast := map[string]string{}
 	for _, n := range "123" {

@@ -203,14 +203,15 @@ func TestLearningAgeing(t *testing.T) {
 // what is static is known.
 func TestLearningOff(t *testing.T) {
 	t.Parallel()
-	entry := func(mac, remote string) string {
-		return "    bridge: br-mgmt\n    learning: false\n    fdb:\n      - {mac: " + mac + ", remote: " + remote + "}\n"
-	}
-	// One replacer for both hosts: the remote tells them apart.
-	tw := newTwin(t, bridgeSpec(),
-		"    bridge: br-mgmt\n    remotes:\n      - \"192.0.2.12\"\n", entry("02:c0:00:02:01:01", "192.0.2.12")+"    remotes:\n      - \"192.0.2.12\"\n",
-		"    bridge: br-mgmt\n    remotes:\n      - \"192.0.2.11\"\n", entry("02:c0:00:01:01:01", "192.0.2.11")+"    remotes:\n      - \"192.0.2.11\"\n")
-	for host, s := range map[string][2]string{"h1": {"02:c0:00:02:01:01", "192.0.2.12"}, "h2": {"02:c0:00:01:01:01", "192.0.2.11"}} {
+	static := map[string][2]string{"h1": {"02:c0:00:02:01:01", "192.0.2.12"}, "h2": {"02:c0:00:01:01:01", "192.0.2.11"}}
+	tw := buildTwin(t, bridgeSpec(), func(_ lab, h *testenv.Host) []byte {
+		return fmt.Appendf(nil, `
+underlay: {device: eth2, ttl: 5}
+networks:
+  - {name: mgmt, vni: 236, bridge: br-mgmt, learning: false, remotes: [%[2]s], fdb: [{mac: %[1]s, remote: %[2]s}], mtu: 1450}
+`, static[h.Name][0], static[h.Name][1])
+	})
+	for host, s := range static {
 		tw.kernel.sh(host, "ip link set encap-mgmt type vxlan id 236 nolearning", "ip link set encap-mgmt down", "ip link set encap-mgmt up",
 			"bridge fdb replace "+s[0]+" dev encap-mgmt dst "+s[1]+" self static", "bridge fdb replace "+s[0]+" dev encap-mgmt master static")
 	}
