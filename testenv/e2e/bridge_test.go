@@ -1173,6 +1173,7 @@ func TestBridgeAwayAndBackWithoutDaemon(t *testing.T) {
 		tw.both("h1", lines(c.back)...)
 		l.wait("packets after "+c.name, func() bool { return s.Received() > got+100 })
 		s.Stop()
+		tw.announce() // the kernel has forgotten, and floods until it hears of all
 		tw.same(c.name + ", back")
 	}
 	// A container that says nothing gets another link: the kernel floods to it.
