@@ -29,8 +29,8 @@ import (
 //	h3  c1, c2 -- br-mgmt -- eth2 -- p-h3 ┼ sw0
 //	h4  stranger             eth2 -- p-h4 ┘
 //
-// m is a MAC address that speaks now here, now there.
-var m = fdb.MAC{0x02, 0xc0, 0, 0, 0xee, 0x0a}
+// roamer, called m below, is a MAC address that speaks now here, now there.
+var roamer = fdb.MAC{0x02, 0xc0, 0, 0, 0xee, 0x0a}
 
 func threeHosts() testenv.Spec {
 	s := oneNetwork(testenv.HostSpec{Name: "h1"}, testenv.HostSpec{Name: "h2"}, testenv.HostSpec{Name: "h3"}, testenv.HostSpec{Name: "h4", Stranger: true})
@@ -42,7 +42,7 @@ func threeHosts() testenv.Spec {
 func toM(l lab) (out []probe) {
 	nodes := l.nodes()
 	for _, from := range slices.Sorted(maps.Keys(nodes)) {
-		out = append(out, probe{name: from + " to m", from: from, frame: ether(m, nodes[from].mac, 0x0800, 100)})
+		out = append(out, probe{name: from + " to m", from: from, frame: ether(roamer, nodes[from].mac, 0x0800, 100)})
 	}
 	return out
 }
@@ -52,7 +52,7 @@ func (tw *twin) speak(at string, dst fdb.MAC, proto uint16) {
 	tw.t.Helper()
 	number := <-numbers
 	for _, l := range []lab{tw.kernel, tw.vxbpf} {
-		l.send(at, ether(dst, m, proto, 100), number)
+		l.send(at, ether(dst, roamer, proto, 100), number)
 	}
 }
 
@@ -61,7 +61,7 @@ func (tw *twin) follows(when, from, want string) {
 	tw.t.Helper()
 	var got string
 	tw.vxbpf.settle(func() bool {
-		got = tw.vxbpf.pathOf(from, ether(m, tw.vxbpf.nodes()[from].mac, 0x0800, 100))
+		got = tw.vxbpf.pathOf(from, ether(roamer, tw.vxbpf.nodes()[from].mac, 0x0800, 100))
 		return got == want
 	})
 	if got != want {
@@ -231,7 +231,7 @@ func (l lab) everywhere(so func(e fdb.Entry, ok bool) bool) bool {
 		if h.Stranger {
 			continue
 		}
-		if e, ok := l.table(h.Name)[m]; !so(e, ok) {
+		if e, ok := l.table(h.Name)[roamer]; !so(e, ok) {
 			return false
 		}
 	}
@@ -266,10 +266,10 @@ func TestLearningMoves(t *testing.T) {
 				if kind == "" {
 					kind = entry
 				}
-				tw.both("h1", "bridge fdb replace "+m.String()+" dev v-mgmt-1 master "+kind)
+				tw.both("h1", "bridge fdb replace "+roamer.String()+" dev v-mgmt-1 master "+kind)
 				for _, h := range []string{"h2", "h3"} {
-					tw.both(h, "bridge fdb replace "+m.String()+" dev encap-mgmt dst 192.0.2.11 self "+kind,
-						"bridge fdb replace "+m.String()+" dev encap-mgmt master "+kind)
+					tw.both(h, "bridge fdb replace "+roamer.String()+" dev encap-mgmt dst 192.0.2.11 self "+kind,
+						"bridge fdb replace "+roamer.String()+" dev encap-mgmt master "+kind)
 				}
 			}
 			if daemons.name != "dead" {
@@ -299,7 +299,7 @@ func TestLearningMoves(t *testing.T) {
 			} {
 				when := fmt.Sprintf("daemons %s, %s entry, m speaks at %s to %s (%04x)", daemons.name, entry, move.at, move.dst, move.proto)
 				tw.strictly(when, func(l lab) []probe {
-					return append([]probe{{name: "m's own", from: move.at, frame: ether(move.dst, m, move.proto, 100)}}, toM(l)...)
+					return append([]probe{{name: "m's own", from: move.at, frame: ether(move.dst, roamer, move.proto, 100)}}, toM(l)...)
 				})
 			}
 			if daemons.end != 0 {
@@ -312,7 +312,7 @@ func TestLearningMoves(t *testing.T) {
 				for _, lab := range []lab{tw.kernel, tw.vxbpf} {
 					// Wherever it stands: one of these does it.
 					for _, c := range []string{"dev v-mgmt-1 master", "dev v-mgmt-2 master", "dev encap-mgmt master", "dev encap-mgmt self"} {
-						f := strings.Fields("bridge fdb del " + m.String() + " " + c)
+						f := strings.Fields("bridge fdb del " + roamer.String() + " " + c)
 						_ = lab.Host(h).NS.Command(lab.ctx, f[0], f[1:]...).Run()
 					}
 				}
@@ -360,17 +360,17 @@ func TestLearningHijack(t *testing.T) {
 	}
 
 	// m is b2's, and static at h1.
-	tw.both("h1", "bridge fdb replace "+m.String()+" dev encap-mgmt dst 192.0.2.12 self static",
-		"bridge fdb replace "+m.String()+" dev encap-mgmt master static")
+	tw.both("h1", "bridge fdb replace "+roamer.String()+" dev encap-mgmt dst 192.0.2.12 self static",
+		"bridge fdb replace "+roamer.String()+" dev encap-mgmt master static")
 	tw.speak("b2", broadcast, 0x88b5)
 	tw.follows("m at b2, static", "a1", "h1 encap fast, h2 decap fast")
 	for _, at := range []struct {
 		name, from, path string
 		frame            []byte
 	}{
-		{"b2, where it is", "b2", "h1 decap fast, h2 encap fast", claim(m, nodes["a1"].mac)},
-		{"another VTEP", "c2", "h1 decap src_static, h3 encap fast", claim(m, nodes["a1"].mac)},
-		{"a host that is no VTEP", "wire h4", "h1 decap src_static", forged(m, nodes["a1"].mac)},
+		{"b2, where it is", "b2", "h1 decap fast, h2 encap fast", claim(roamer, nodes["a1"].mac)},
+		{"another VTEP", "c2", "h1 decap src_static, h3 encap fast", claim(roamer, nodes["a1"].mac)},
+		{"a host that is no VTEP", "wire h4", "h1 decap src_static", forged(roamer, nodes["a1"].mac)},
 	} {
 		tw.strictly("a static MAC claimed by "+at.name, everybody(probe{name: "m at " + at.name, from: at.from, frame: at.frame}))
 		var got string
@@ -403,35 +403,35 @@ func TestLearningDestinations(t *testing.T) {
 	t.Parallel()
 	tw := newTwin(t, threeHosts())
 	for _, h := range []string{"h2", "h3"} {
-		tw.both(h, "bridge fdb replace "+m.String()+" dev v-mgmt-2 master static")
+		tw.both(h, "bridge fdb replace "+roamer.String()+" dev v-mgmt-2 master static")
 	}
-	tw.both("h1", "bridge fdb replace "+m.String()+" dev encap-mgmt master static",
+	tw.both("h1", "bridge fdb replace "+roamer.String()+" dev encap-mgmt master static",
 		"ip nexthop add id 1 via 192.0.2.12 fdb", "ip nexthop add id 2 via 192.0.2.13 fdb",
 		"ip nexthop add id 10 group 1 fdb", "ip nexthop add id 20 group 1/2 fdb")
 	// Many flows: a next hop group divides them.
 	flows := func(l lab) (out []probe) {
 		for i := range byte(16) {
-			f := ether(m, l.nodes()["a1"].mac, 0x0800, 100)
+			f := ether(roamer, l.nodes()["a1"].mac, 0x0800, 100)
 			f[14+20] ^= i
 			out = append(out, probe{name: fmt.Sprintf("flow %d", i), from: "a1", frame: f})
 		}
 		return append(out, l.probes()...)
 	}
-	entry := "bridge fdb replace " + m.String() + " dev encap-mgmt self static "
+	entry := "bridge fdb replace " + roamer.String() + " dev encap-mgmt self static "
 	for _, c := range []struct{ name, h1, path string }{
 		{"one VTEP", entry + "dst 192.0.2.12", "h1 encap fast, h2 decap fast"},
-		{"two VTEPs, of which the kernel takes the first", "bridge fdb append " + m.String() + " dev encap-mgmt self static dst 192.0.2.13", "h1 encap fast, h2 decap fast"},
+		{"two VTEPs, of which the kernel takes the first", "bridge fdb append " + roamer.String() + " dev encap-mgmt self static dst 192.0.2.13", "h1 encap fast, h2 decap fast"},
 		{"the other VTEP", entry + "dst 192.0.2.13", "h1 encap fast, h3 decap fast"},
 		{"another UDP port", entry + "dst 192.0.2.12 port 4790", "h1 encap dst_unknown"},
 		{"another VNI", entry + "dst 192.0.2.12 vni 237", "h1 encap dst_unknown"},
 		{"a device", entry + "dst 192.0.2.12 via eth2", "h1 encap dst_unknown, h2 decap fast"},
 		{"a host that does not answer ARP", entry + "dst 192.0.2.99", "h1 encap fast"},
 		{"a host without a route: on the link, since there is a device", entry + "dst 203.0.113.9", "h1 encap fast"},
-		{"from a control plane", "bridge fdb del " + m.String() + " dev encap-mgmt self\n" +
-			"bridge fdb replace " + m.String() + " dev encap-mgmt self extern_learn dst 192.0.2.12", "h1 encap fast, h2 decap fast"},
+		{"from a control plane", "bridge fdb del " + roamer.String() + " dev encap-mgmt self\n" +
+			"bridge fdb replace " + roamer.String() + " dev encap-mgmt self extern_learn dst 192.0.2.12", "h1 encap fast, h2 decap fast"},
 		{
 			"a next hop group of one, learning: the kernel drops what comes from there",
-			"bridge fdb del " + m.String() + " dev encap-mgmt self\n" + entry + "nhid 10", "h1 encap dst_unknown, h2 decap fast",
+			"bridge fdb del " + roamer.String() + " dev encap-mgmt self\n" + entry + "nhid 10", "h1 encap dst_unknown, h2 decap fast",
 		},
 		{"a next hop group of one, no learning", "ip link set encap-mgmt type vxlan id 236 nolearning", "h1 encap fast, h2 decap fast"},
 		{"the group has another member", "ip nexthop replace id 10 group 2 fdb", "h1 encap fast, h3 decap fast"},
