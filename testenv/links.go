@@ -132,11 +132,12 @@ func makeVeth(a, b vethEnd, mtu int) error {
 
 // makeBridge makes a bridge without spanning tree, up.
 func makeBridge(h *netlink.Handle, name string, mtu int, mac fdb.MAC) error {
-	br := &netlink.Bridge{LinkAttrs: attrs(name, mtu, mac)}
+	br := &netlink.Bridge{LinkAttrs: attrs(name, mtu-1, mac)}
 	if err := h.LinkAdd(br); err != nil {
 		return fmt.Errorf("make bridge %s: %w", name, err)
 	}
-	// Given at creation the MTU follows the ports; set, it stays.
+	// Given at creation the MTU follows the ports, and bridge netfilter fragments
+	// to 1500; changed, it stays, and fragments fit.
 	if err := h.LinkSetMTU(br, mtu); err != nil {
 		return fmt.Errorf("set mtu of bridge %s: %w", name, err)
 	}

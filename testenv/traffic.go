@@ -71,11 +71,12 @@ type pinger struct {
 	payload []byte
 
 	mu     sync.Mutex
-	sentAt map[int]time.Time
-	got    map[int]bool
-	res    PingResult
-	all    chan struct{} // closed when every request is answered
-	want   int
+	sentAt  map[int]time.Time
+	got     map[int]bool
+	settled map[int]bool // got, or could not be sent, or an ICMP error came back
+	res     PingResult
+	all     chan struct{} // closed when every request is settled
+	want    int
 }
 
 // Ping sends ICMP echo requests and counts the replies. Lost packets are in
@@ -105,7 +106,7 @@ func Ping(ctx context.Context, from NS, dst netip.Addr, o PingOptions) (PingResu
 
 	p := &pinger{
 		v6: dst.Is6(), id: rand.IntN(1 << 16), payload: make([]byte, o.Size), want: o.Count,
-		sentAt: map[int]time.Time{}, got: map[int]bool{}, all: make(chan struct{}),
+		sentAt: map[int]time.Time{}, got: map[int]bool{}, settled: map[int]bool{}, all: make(chan struct{}),
 	}
 	_, _ = rand.NewChaCha8([32]byte{byte(p.id), byte(p.id >> 8)}).Read(p.payload)
 
@@ -192,6 +193,7 @@ func (p *pinger) send(ctx context.Context, conn *net.IPConn, dst netip.Addr, o P
 		p.mu.Unlock()
 		if _, err := conn.WriteTo(b, to); err != nil {
 			p.fail("send request %d: %v", seq, err)
+			p.settle(seq)
 		}
 	}
 	return nil
@@ -241,6 +243,19 @@ func (p *pinger) receive(conn *net.IPConn) {
 		}
 		if seq, ok := p.quotes(quoted); ok {
 			p.fail("request %d: %v (code %d) from %s", seq, m.Type, m.Code, from)
+			p.settle(seq)
+		}
+	}
+}
+
+// settle notes that nothing more is to be expected for a request.
+func (p *pinger) settle(seq int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.settled[seq] {
+		p.settled[seq] = true
+		if len(p.settled) == p.want {
+			close(p.all)
 		}
 	}
 }
@@ -267,19 +282,20 @@ func (p *pinger) reply(e *icmp.Echo, now time.Time) {
 		p.fail("reply %d: payload of %d bytes differs from the %d sent", e.Seq, len(e.Data), len(p.payload))
 	}
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	sent, ours := p.sentAt[e.Seq]
 	switch {
 	case !ours || !same:
+		ours = false
 	case p.got[e.Seq]:
 		p.res.Duplicates++
 	default:
 		p.got[e.Seq] = true
 		p.res.Received++
 		p.res.RTTs = append(p.res.RTTs, now.Sub(sent))
-		if p.res.Received == p.want {
-			close(p.all)
-		}
+	}
+	p.mu.Unlock()
+	if ours {
+		p.settle(e.Seq)
 	}
 }
 
