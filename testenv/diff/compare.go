@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package diff
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
+)
+
+// Difference is a frame that came out more often in one topology than in the other.
+type Difference struct {
+	Norm
+	K, X int // how often
+}
+
+// Compare returns where two runs of the same batch differ, in the order of time.
+func Compare(k, x []Norm) []Difference {
+	seen := map[string]*Difference{}
+	count := func(ns []Norm, inX int) {
+		for _, n := range ns {
+			key := n.key()
+			d := seen[key]
+			if d == nil {
+				d = &Difference{Norm: n}
+				seen[key] = d
+			}
+			d.X += inX
+			d.K += 1 - inX
+		}
+	}
+	count(k, 0)
+	count(x, 1)
+	out := []Difference{}
+	for d := range maps.Values(seen) {
+		if d.K != d.X {
+			out = append(out, *d)
+		}
+	}
+	slices.SortFunc(out, func(a, b Difference) int {
+		return cmp.Or(a.Time.Compare(b.Time), strings.Compare(a.key(), b.key()))
+	})
+	return out
+}
+
+// CompareSets returns the lines that only one of them has, with a sign: - is K's alone, + is X's.
+func CompareSets(k, x []string) []string {
+	var out []string
+	for _, s := range k {
+		if !slices.Contains(x, s) {
+			out = append(out, "- "+s)
+		}
+	}
+	for _, s := range x {
+		if !slices.Contains(k, s) {
+			out = append(out, "+ "+s)
+		}
+	}
+	return out
+}
+
+// Flows watches that a flow keeps its outer source port: another port is
+// another queue and another path, on which packets overtake each other.
+type Flows map[string]map[uint16]bool
+
+// Add looks at what a host put on the underlay.
+func (f Flows) Add(ns []Norm) {
+	for _, n := range ns {
+		if !n.Out || n.Port == 0 {
+			continue
+		}
+		if key, ok := flowOf(n); ok {
+			if f[key] == nil {
+				f[key] = map[uint16]bool{}
+			}
+			f[key][n.Port] = true
+		}
+	}
+}
+
+// Spread lists flows with more than most ports.
+func (f Flows) Spread(most int) []string {
+	var out []string
+	for key, ports := range f {
+		if len(ports) > most {
+			out = append(out, fmt.Sprintf("%s: %v", key, slices.Sorted(maps.Keys(ports))))
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// flowOf names the inner flow of a VXLAN packet that is plain TCP or UDP.
+func flowOf(n Norm) (string, bool) {
+	b := []byte(n.Data)
+	ls, _, _, _ := walk(b, -1)
+	if len(ls) != 3 || ls[1].kind != 'u' {
+		return "", false
+	}
+	in := ls[2]
+	var addrs, ports []byte
+	var label uint32
+	var proto byte
+	if in.kind == 4 {
+		if len(b) < in.off+24 || b[in.off] != 0x45 || be.Uint16(b[in.off+6:])&0x3fff != 0 {
+			return "", false
+		}
+		proto, addrs, ports = b[in.off+9], b[in.off+12:in.off+20], b[in.off+20:in.off+24]
+	} else {
+		if len(b) < in.off+44 {
+			return "", false
+		}
+		label = be.Uint32(b[in.off:]) & 0xfffff
+		proto, addrs, ports = b[in.off+6], b[in.off+8:in.off+40], b[in.off+40:in.off+44]
+	}
+	if proto != protoTCP && proto != protoUDP {
+		return "", false
+	}
+	// The outer addresses tell copies of a flooded frame apart.
+	return fmt.Sprintf("%s outer %x inner %x %x proto %d label %x", n.At, b[26:34], addrs, ports, proto, label), true
+}
+
+// Report explains differences frame by frame: what was injected, and where it
+// came out in K and in X. started holds the time at which each step was sent.
+func Report(steps []Step, k, x Run, most int) string {
+	diffs := Compare(k.Frames, x.Frames)
+	type cause struct{ only []Difference }
+	causes := map[int]*cause{}
+	for _, d := range diffs {
+		started := k.Started
+		if d.X > d.K {
+			started = x.Started
+		}
+		i := attribute(started, d.Time)
+		if causes[i] == nil {
+			causes[i] = &cause{}
+		}
+		causes[i].only = append(causes[i].only, d)
+	}
+	var b strings.Builder
+	for n, i := range slices.Sorted(maps.Keys(causes)) {
+		if n == most {
+			fmt.Fprintf(&b, "... and %d more injected frames with differences\n", len(causes)-n)
+			break
+		}
+		if i >= 0 && i < len(steps) {
+			s := steps[i]
+			fmt.Fprintf(&b, "frame %d, %s, sent at %s%s\n  %x\n%s", i, s.Kind, s.At, s.Hdr, s.Frame, indent(Decode(s.Frame)))
+		} else {
+			fmt.Fprintf(&b, "frame %d: before the batch, or one of the closing markers\n", i)
+		}
+		for _, d := range causes[i].only {
+			dir := packetTypes[d.Type]
+			fmt.Fprintf(&b, "  K %d times, X %d times: at %s, %s, %d bytes %s\n    %x\n", d.K, d.X, d.At, dir, len(d.Data), d.Note, d.Data)
+		}
+		for _, side := range []struct {
+			name string
+			run  Run
+		}{{"K", k}, {"X", x}} {
+			var at []string
+			for _, f := range side.run.Frames {
+				if attribute(side.run.Started, f.Time) == i {
+					at = append(at, fmt.Sprintf("%s %s (%d)", f.At, packetTypes[f.Type], len(f.Data)))
+				}
+			}
+			fmt.Fprintf(&b, "  in %s it came by: %s\n", side.name, strings.Join(at, ", "))
+		}
+	}
+	return b.String()
+}
+
+// attribute finds the step that was being sent at a time.
+func attribute(started []time.Time, at time.Time) int {
+	i, found := slices.BinarySearchFunc(started, at, time.Time.Compare)
+	if !found {
+		i--
+	}
+	return i
+}
+
+func (h VNetHdr) String() string {
+	if h == (VNetHdr{}) {
+		return ""
+	}
+	return fmt.Sprintf(", %+v", struct {
+		Partial   bool
+		GSO       uint8
+		Size      uint16
+		CsumStart uint16
+	}{h.partial(), h.GSOType, h.GSOSize, h.CsumStart})
+}
+
+// Decode is a frame for people.
+func Decode(b []byte) string {
+	return gopacket.NewPacket(b, layers.LayerTypeEthernet, gopacket.DecodeOptions{Lazy: false, NoCopy: true}).String()
+}
+
+func indent(s string) string {
+	var b strings.Builder
+	for line := range strings.Lines(s) {
+		if len(line) > 300 {
+			line = line[:300] + "...\n"
+		}
+		b.WriteString("    " + line)
+	}
+	return b.String()
+}
