@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
-	"slices"
 
 	"github.com/vishvananda/netlink"
 
@@ -280,38 +279,3 @@ func (g *Generator) fill(h ip, n int) []byte {
 		return h.wrap(h.icmp(typ, 0, csumRight, g.payload(n)))
 	}
 }
-
-// fits cuts a frame to what a device takes: a longer one would be refused at once.
-func (g *Generator) fits(at Point, frame []byte) []byte {
-	most := g.w.Port
-	switch {
-	case at.underlay():
-		most = g.w.Underlay
-	case at.Dev == bridgeDev:
-		most = g.w.MTU
-	}
-	return frame[:min(len(frame), most+ethHdr)]
-}
-
-func one(s Step) []Step { return []Step{s} }
-
-// kind is a sort of frame.
-type kind struct {
-	name   string
-	weight int
-	make   func(*Generator) []Step
-}
-
-// kinds of frames, with how many of them there are among all.
-var kinds = []kind{
-	{"unicast between endpoints", 100, func(g *Generator) []Step {
-		src, dst := g.pair()
-		return one(Step{At: src.at, Frame: g.fits(src.at, g.packet(src, dst))})
-	}},
-	{"unicast between hosts", 400, func(g *Generator) []Step {
-		src, dst := g.apart()
-		return one(Step{At: src.at, Frame: g.fits(src.at, g.packet(src, dst))})
-	}},
-}
-
-var _ = slices.Contains[[]int]
