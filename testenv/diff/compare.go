@@ -100,7 +100,7 @@ func (f Flows) Spread(most int) []string {
 func flowOf(n Norm) (string, bool) {
 	b := []byte(n.Data)
 	ls, _, _, _ := walk(b, -1)
-	if len(ls) != 3 || ls[1].kind != 'u' {
+	if len(ls) != 3 || ls[1].kind != 'u' || ls[2].off != ls[1].off+udpHdr+vxlanHdr+ethHdr { // a tag is part of the hash
 		return "", false
 	}
 	in := ls[2]

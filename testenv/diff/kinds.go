@@ -275,6 +275,11 @@ var kinds = []kind{
 			o.ip.dst = pick(g, g.addresses(dst.host)...)
 		case 1:
 			o.ip.src = pick(g, g.addresses(dst.host)...)
+			// The kernel sends to a VTEP that a MAC has moved to by the route that it has cached for the old one,
+			// so where no route leads to the new one it matters how many packets it has sent: nobody sends to this MAC.
+			if !onLink(o.ip.src) {
+				src.mac = fdb.MAC{0x02, 0xef, 0, 0, 0, byte(g.IntN(8))}
+			}
 		case 2:
 			o.ethDst = pick(g, broadcast, fdb.MAC{0x01, 0, 0x5e, 1, 1, 1}, fdb.MAC{0x33, 0x33, 0, 0, 0, 1}, g.fresh(), fdb.MAC{}, other.MAC)
 		case 3:
@@ -523,6 +528,10 @@ func (g *Generator) addresses(host int) []netip.Addr {
 		out = append(out, netip.MustParseAddr(s))
 	}
 	return out
+}
+
+func onLink(a netip.Addr) bool {
+	return netip.MustParsePrefix("192.0.2.0/24").Contains(a) || netip.MustParsePrefix("2001:db8:1::/64").Contains(a)
 }
 
 // options puts IPv4 options or IPv6 extension headers into a header.

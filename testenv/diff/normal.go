@@ -4,6 +4,7 @@ package diff
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"time"
 
@@ -17,7 +18,14 @@ var MayDiffer = []struct{ Field, Why string }{
 	{"outer IPv4 id and header checksum", "the id is random or a counter (RFC 6864); the checksum must be right"},
 	{"outer UDP checksum, where there is one", "it follows from the source port; it must be right"},
 	{"packet type at a container: host instead of other host", "the fast path does not know the MAC of eth0, and says host for all MACs behind the port"},
+	{"what the sender of a packet that is dropped is told", "ENOMEM or ENOBUFS where a GSO packet cannot be cut up, or nothing: it depends on the device at which that is tried (SameError)"},
 	{"the same in an outer packet that an ICMP error of the underlay quotes, and that error's id and checksums", "they follow from the fields above"},
+}
+
+// SameError compares what the kernel said to the sender of one frame.
+func SameError(k, x error) bool {
+	dropped := func(err error) bool { return errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS) }
+	return dropped(k) && x == nil || dropped(x) && k == nil || errors.Is(k, x)
 }
 
 // Norm is one frame as it is on the wire.

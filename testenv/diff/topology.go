@@ -53,7 +53,7 @@ type Step struct {
 type Run struct {
 	Frames  []Norm
 	Started []time.Time // when each step was sent
-	Errors  []string    // what the kernel answered to each step
+	Errors  []error     // what the kernel answered to each step
 }
 
 // Topology is a lab with a socket at each point.
@@ -289,13 +289,11 @@ func (t *Topology) Run(ctx context.Context, steps []Step) (Run, error) {
 		return Run{}, err
 	}
 	defer unpin()
-	r := Run{Started: make([]time.Time, 0, len(steps)), Errors: make([]string, len(steps))}
+	r := Run{Started: make([]time.Time, 0, len(steps)), Errors: make([]error, len(steps))}
 	var seen []Sighting
 	for i, s := range steps {
 		r.Started = append(r.Started, now())
-		if err := inject(t.in[s.At], s.Hdr, s.Frame); err != nil {
-			r.Errors[i] = err.Error()
-		}
+		r.Errors[i] = inject(t.in[s.At], s.Hdr, s.Frame)
 		if i%64 == 63 {
 			if seen, err = t.drain(seen); err != nil {
 				return r, err

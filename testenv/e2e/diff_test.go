@@ -192,8 +192,8 @@ func diffProfile(t *testing.T, p diff.Profile, seed uint64, frames int) {
 		flows.Add(xr.Frames)
 		report := diff.Report(steps, kr, xr, 5)
 		for i := range steps {
-			if kr.Errors[i] != xr.Errors[i] {
-				report += fmt.Sprintf("frame %d, %s, at %s: K says %q, X says %q\n", i, steps[i].Kind, steps[i].At, kr.Errors[i], xr.Errors[i])
+			if !diff.SameError(kr.Errors[i], xr.Errors[i]) {
+				report += fmt.Sprintf("frame %d, %s, at %s: K says %v, X says %v\n", i, steps[i].Kind, steps[i].At, kr.Errors[i], xr.Errors[i])
 			}
 		}
 		kf, err := k.FDBs()
