@@ -127,6 +127,22 @@ func (g *Generator) MACs() []fdb.MAC {
 	return out
 }
 
+// Queries make bridges believe in a querier, after a tenth of a second: from
+// then on they send multicast only to those who asked for it.
+func (g *Generator) Queries() []Step {
+	e := g.endpoints[0]
+	igmp := []byte{0x11, 1, 0, 0, 0, 0, 0, 0}
+	be.PutUint16(igmp[2:], fold(sum(igmp, 0)))
+	h4 := ip{src: e.v4, dst: netip.MustParseAddr("224.0.0.1"), ttl: 1, proto: 2, options: []byte{0x94, 4, 0, 0}}
+	h6 := ip{src: netip.MustParseAddr("fe80::1"), dst: netip.MustParseAddr("ff02::1"), ttl: 1, proto: protoICMP6, options: []byte{protoICMP6, 0, 5, 2, 0, 0, 1, 0}}
+	mld := make([]byte, 24)
+	mld[0], mld[5] = 130, 100
+	return []Step{
+		{At: e.at, Kind: "igmp", Frame: ethernet(fdb.MAC{1, 0, 0x5e, 0, 0, 1}, e.mac, typeIPv4, h4.wrap(igmp))},
+		{At: e.at, Kind: "mld", Frame: ethernet(fdb.MAC{0x33, 0x33, 0, 0, 0, 1}, e.mac, typeIPv6, h6.wrap(h6.checksum(mld, 2, csumRight)))},
+	}
+}
+
 // Announce makes every endpoint known everywhere.
 func (g *Generator) Announce() []Step {
 	var out []Step

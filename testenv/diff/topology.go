@@ -78,7 +78,7 @@ func (p Profile) spec(name string) testenv.Spec {
 	s := testenv.Spec{
 		Name:         name,
 		Underlay:     testenv.Underlay{Kind: testenv.Switch, MTU: p.UnderlayMTU, Device: underlayDev},
-		Networks:     []testenv.Network{{Name: network, VNI: VNI, Subnet: netip.MustParsePrefix("172.29.236.0/24"), MTU: p.MTU}},
+		Networks:     []testenv.Network{{Name: network, VNI: VNI, Subnet: netip.MustParsePrefix("172.29.236.0/24"), MTU: p.MTU, Group: p.Group}},
 		Containers:   perHost,
 		ContainerMTU: p.ContainerMTU,
 	}
@@ -108,7 +108,7 @@ func New(ctx context.Context, name string, p Profile, start func(*testenv.Host, 
 		return nil, err
 	}
 	for _, h := range Hosts {
-		if _, err := t.Lab.KernelVXLAN(ctx, h, network, testenv.KernelVXLANOptions{NoChecksum: true}); err != nil {
+		if _, err := t.Lab.KernelVXLAN(ctx, h, network, testenv.KernelVXLANOptions{NoChecksum: true, Attributes: p.VXLAN}); err != nil {
 			return nil, err
 		}
 		if err := t.configure(h); err != nil {
@@ -206,10 +206,12 @@ func (t *Topology) quiet() error {
 }
 
 func (t *Topology) configure(host string) error {
-	if t.Profile.Before == nil {
-		return nil
-	}
-	return t.netlink(t.Lab.Host(host).NS, func(nh *netlink.Handle) error { return t.Profile.Before(t, host, nh) })
+	return t.netlink(t.Lab.Host(host).NS, func(nh *netlink.Handle) error {
+		if err := patientMulticast(nh); err != nil || t.Profile.Before == nil {
+			return err
+		}
+		return t.Profile.Before(t, host, nh)
+	})
 }
 
 // open puts a socket at each point.

@@ -175,7 +175,7 @@ func diffProfile(t *testing.T, p diff.Profile, seed uint64, frames int) {
 	flows := diff.Flows{}
 	var sent, out, failed int
 	for n := 0; sent < frames && failed < 3; n++ {
-		steps := g.Announce()
+		steps := append(g.Announce(), g.Queries()...)
 		if n > 0 {
 			steps = g.Batch(n, diffBatch)
 		}
@@ -186,6 +186,9 @@ func diffProfile(t *testing.T, p diff.Profile, seed uint64, frames int) {
 		xr, err := x.Run(ctx, steps)
 		if err != nil {
 			t.Fatal(err)
+		}
+		if n == 0 {
+			time.Sleep(300 * time.Millisecond) // Queries
 		}
 		sent += len(steps)
 		out += len(kr.Frames)
