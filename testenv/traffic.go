@@ -70,7 +70,7 @@ type pinger struct {
 	id      int
 	payload []byte
 
-	mu     sync.Mutex
+	mu      sync.Mutex
 	sentAt  map[int]time.Time
 	got     map[int]bool
 	settled map[int]bool // got, or could not be sent, or an ICMP error came back

@@ -152,6 +152,9 @@ func Report(steps []Step, k, x Run, most int) string {
 		if i >= 0 && i < len(steps) {
 			s := steps[i]
 			fmt.Fprintf(&b, "frame %d, %s, sent at %s%s\n  %x\n%s", i, s.Kind, s.At, s.Hdr, s.Frame, indent(Decode(s.Frame)))
+			for _, line := range spoken(steps[:i], s) {
+				fmt.Fprintf(&b, "  its destination was heard before: %s\n", line)
+			}
 		} else {
 			fmt.Fprintf(&b, "frame %d: before the batch, or one of the closing markers\n", i)
 		}
@@ -173,6 +176,45 @@ func Report(steps []Step, k, x Run, most int) string {
 		}
 	}
 	return b.String()
+}
+
+// spoken lists the last frames before a step that came from its inner destination.
+func spoken(steps []Step, s Step) []string {
+	_, dst, ok := inner(s)
+	if !ok {
+		return nil
+	}
+	var out []string
+	for i, p := range slices.Backward(steps) {
+		b, _, ok := inner(p)
+		if ok && string(b[6:12]) == dst {
+			out = append(out, fmt.Sprintf("frame %d, %s, at %s: %x", i, p.Kind, p.At, p.Frame[:min(len(p.Frame), 120)]))
+			if len(out) == 4 {
+				break
+			}
+		}
+	}
+	return out
+}
+
+// inner is a step's frame without an outer header, and its destination.
+func inner(s Step) (b []byte, dst string, ok bool) {
+	b = s.Frame
+	if s.At.underlay() {
+		ls, _, _, _ := walk(b, -1)
+		switch {
+		case len(ls) > 1 && ls[1].kind == 'u':
+			b = b[ls[1].off+udpHdr+vxlanHdr:]
+		case len(ls) > 0 && ls[0].kind == 4 && be.Uint16(b[ls[0].off+6:])&0x1fff == 0: // the first fragment
+			b = b[min(len(b), ls[0].off+int(b[ls[0].off]&15)*4+udpHdr+vxlanHdr):]
+		default:
+			return nil, "", false
+		}
+	}
+	if len(b) < ethHdr {
+		return nil, "", false
+	}
+	return b, string(b[:6]), true
 }
 
 // attribute finds the step that was being sent at a time.

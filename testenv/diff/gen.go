@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 
@@ -95,11 +96,13 @@ type Generator struct {
 	endpoints []endpoint
 	*rand.Rand
 	serial uint32
+	kinds  []kind
 }
 
-// NewGenerator for a world.
-func NewGenerator(w World, seed uint64) *Generator {
+// NewGenerator for a world. It leaves out the kinds of frames named in without.
+func NewGenerator(w World, seed uint64, without ...string) *Generator {
 	g := &Generator{w: w, seed: seed}
+	g.kinds = slices.DeleteFunc(slices.Clone(kinds), func(k kind) bool { return slices.Contains(without, k.name) })
 	for i, h := range w.Hosts {
 		add := func(mac fdb.MAC, dev string, n int) {
 			g.endpoints = append(g.endpoints, endpoint{mac, i, Point{h.Name, dev},
@@ -161,13 +164,13 @@ func (g *Generator) Batch(n, size int) []Step {
 	g.Rand = rand.New(rand.NewPCG(g.seed, uint64(n)))
 	g.serial = uint32(n) << 16
 	total := 0
-	for _, k := range kinds {
+	for _, k := range g.kinds {
 		total += k.weight
 	}
 	var out []Step
 	for len(out) < size {
 		at := g.IntN(total)
-		for _, k := range kinds {
+		for _, k := range g.kinds {
 			if at -= k.weight; at < 0 {
 				for _, s := range k.make(g) {
 					if s.Kind == "" {

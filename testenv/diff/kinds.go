@@ -270,7 +270,14 @@ var kinds = []kind{
 		src, dst := g.apart()
 		o := g.outer(src.host, dst.host)
 		other := pick(g, g.w.Hosts...)
-		switch g.IntN(6) {
+		switch g.IntN(7) {
+		case 6:
+			if o.ip.src.Is4() {
+				o.ip.dst, o.ethDst = netip.MustParseAddr("239.1.1.236"), fdb.MAC{1, 0, 0x5e, 1, 1, 236}
+				if g.chance(50) {
+					dst.mac = broadcast
+				}
+			}
 		case 0:
 			o.ip.dst = pick(g, g.addresses(dst.host)...)
 		case 1:
@@ -530,8 +537,10 @@ func (g *Generator) addresses(host int) []netip.Addr {
 	return out
 }
 
+// onLink says that a host would send there by its underlay device, and to one host.
 func onLink(a netip.Addr) bool {
-	return netip.MustParsePrefix("192.0.2.0/24").Contains(a) || netip.MustParsePrefix("2001:db8:1::/64").Contains(a)
+	return a.As16()[15] != 0 && a.As16()[15] != 255 &&
+		(netip.MustParsePrefix("192.0.2.0/24").Contains(a) || netip.MustParsePrefix("2001:db8:1::/64").Contains(a))
 }
 
 // options puts IPv4 options or IPv6 extension headers into a header.
@@ -757,7 +766,13 @@ func (g *Generator) gso(src, dst endpoint) Step {
 	h := g.header(src, dst)
 	h.ttl = 64
 	sp, dp := g.ports()
+	// No longer than what eth0 takes: no stack makes such a packet, and whether
+	// a bridge drops it depends on whether GRO has merged it with the next.
 	size := pick(g, 1, 8, 100, 536, 1000, 1200, g.w.MTU-60, g.w.MTU-40, g.w.MTU-28, g.w.MTU-48, g.w.MTU-20-8-g.IntN(60), g.w.Port-40, 1+g.IntN(1400))
+	size = min(size, g.w.Port-40-12-20)
+	if h.src.Is4() && g.chance(30) {
+		size = min(size+20, g.w.Port-40-12)
+	}
 	n := min(size*(1+g.IntN(12))+g.IntN(size+1), 60000)
 	hdr := VNetHdr{Flags: NeedsCsum, GSOSize: uint16(size), GSOType: GSOUDPL4, CsumOffset: 6}
 	var l4 []byte

@@ -261,7 +261,7 @@ func Normalise(s Sighting) []Norm {
 			if s.Out && n.Port != 0 && (n.Port < portMin || n.Port > portMax) {
 				n.Note += fmt.Sprintf(" source port %d out of range", n.Port)
 			}
-		} else if s.Vouched && !s.Hdr.partial() && badTransport(f) {
+		} else if s.Hdr.vouched() && badTransport(f) {
 			n.Note += " a wrong transport checksum that the kernel would take for right"
 		}
 		n.Data = string(f)
@@ -361,8 +361,8 @@ func badTransport(b []byte) bool {
 	case proto == protoTCP && len(t) >= 20:
 		s = pseudo(b, ip, proto, len(t))
 	case proto == protoUDP && len(t) >= udpHdr:
-		if be.Uint16(t[6:]) == 0 {
-			return ip.kind == 6
+		if be.Uint16(t[6:]) == 0 { // none: over IPv6 the socket refuses it, whatever is vouched for
+			return false
 		}
 		s = pseudo(b, ip, proto, len(t))
 	case proto == protoICMP && len(t) >= 8:

@@ -169,6 +169,9 @@ func (t *Topology) quiet() error {
 			errs = append(errs, set(h.NS, noIPv6...))
 		} else {
 			errs = append(errs, set(h.NS, noIPv6[2:]...))
+			for _, c := range h.Containers {
+				errs = append(errs, set(h.NS, "net/ipv6/conf/"+c.HostEnd+"/disable_ipv6", "1"))
+			}
 		}
 		for _, c := range h.Containers {
 			errs = append(errs, set(c.NS, noIPv6...), t.netlink(c.NS, func(nh *netlink.Handle) error {
@@ -412,18 +415,22 @@ func (t *Topology) background(s Sighting) bool {
 	if len(b) < 42 {
 		return false
 	}
+	if ls, _, _, _ := walk(b, -1); s.At.underlay() && len(ls) > 1 && ls[1].kind == 'u' {
+		return t.background(Sighting{At: Point{Dev: "inside"}, Data: b[ls[1].off+udpHdr+vxlanHdr:]})
+	}
 	src := fdb.MAC(b[6:12])
 	i := slices.IndexFunc(t.Lab.Hosts, func(h *testenv.Host) bool { return h.MAC == src })
 	switch typ := be.Uint16(b[12:]); {
 	case i >= 0 && typ == 0x0806 && s.At.underlay():
 		a, _ := netip.AddrFromSlice(b[28:32])
 		return a == t.Lab.Hosts[i].Address
-	case typ == typeIPv4 && b[23] == 2 && bytes.Equal(b[30:34], []byte{224, 0, 0, 22}) && len(b) >= 54 &&
-		bytes.Contains(b[38:], []byte{224, 0, 0, 106}):
-		// The bridge joins the group of all snooping routers when it comes up, and says so a few times.
+	case typ == typeIPv4 && b[23] == 2 && bytes.Contains(b[30:], []byte{224, 0, 0, 106}):
+		// Bridges are in the group of all snooping routers, and say so when they come up and when they are asked.
 		return true
-	case s.At.underlay() && typ == typeIPv4 && b[23] == protoUDP && len(b) >= 50+54 && be.Uint16(b[36:]) == vxlanPort:
-		return t.background(Sighting{At: Point{Dev: "inside"}, Data: b[50:]})
+	case i >= 0 && s.At.underlay() && typ == typeIPv4 && b[23] == 2:
+		// A host joins the group of a network.
+		a, _ := netip.AddrFromSlice(b[26:30])
+		return a == t.Lab.Hosts[i].Address
 	case i >= 0 && typ == typeIPv6 && s.At.underlay() && len(b) > 54:
 		a, _ := netip.AddrFromSlice(b[22:38])
 		proto, l4 := b[20], 54
