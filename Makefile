@@ -30,7 +30,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo build install test test-race bench generate check-generate lint deps clean need-go need-root need-test need-dev
+.PHONY: help demo build install test test-race test-diff bench generate check-generate lint deps clean need-go need-root need-test need-dev
 
 # $(call have,commands,what for): stop with the way out when one is missing.
 define have
@@ -52,11 +52,20 @@ install: ## Install what `make build` built to $(DESTDIR)$(PREFIX)/sbin
 
 # One package at a time: tests measure ageing and holding times, and share two cores and /run/vxbpf.
 test: need-root need-test build ## Run all tests: unit, program, end to end (root)
-	VXBPF_BIN=$(CURDIR)/vxbpf $(GO) test ./... -count=1 -p 1 -timeout 8m
+	VXBPF_BIN=$(CURDIR)/vxbpf $(GO) test ./... -count=1 -p 1 -timeout 15m
 
 test-race: need-root need-test need-go ## The same with the race detector, daemon included (root; needs gcc)
 	CGO_ENABLED=1 $(GO) build -race -o bin/vxbpf-race ./cmd/vxbpf
-	VXBPF_BIN=$(CURDIR)/bin/vxbpf-race CGO_ENABLED=1 $(GO) test -race ./... -count=1 -p 1 -timeout 15m
+	VXBPF_BIN=$(CURDIR)/bin/vxbpf-race CGO_ENABLED=1 $(GO) test -race ./... -count=1 -p 1 -timeout 30m
+
+# A failure names its seed: make test-diff SEED=n PROFILE=ipv4 runs it again. FRAMES is over all profiles.
+FRAMES ?= 120000
+SEED ?=
+PROFILE ?= all
+test-diff: need-root need-test build ## The same frames and sockets through kernel VXLAN and vxbpf, at length (root, about 15 minutes)
+	VXBPF_BIN=$(CURDIR)/vxbpf VXBPF_DIFF_FRAMES=$(FRAMES) VXBPF_DIFF_SEED=$(SEED) VXBPF_DIFF_PROFILE=$(PROFILE) \
+		$(GO) test ./testenv/e2e -run '^TestDiff$$' -count=1 -v -timeout 30m
+	VXBPF_BIN=$(CURDIR)/vxbpf VXBPF_TEST_FULL=1 $(GO) test ./testenv/e2e -run '^(TestMatrix|TestCoexist)' -count=1 -v -timeout 30m
 
 bench: need-root build ## Compare vxbpf with kernel VXLAN and no overlay on this machine (root, under 20 minutes; BENCH=--quick: 2)
 	./vxbpf bench $(BENCH)
