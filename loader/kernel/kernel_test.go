@@ -287,7 +287,8 @@ func TestVXLANFlags(t *testing.T) {
 		}
 		shown := func() string {
 			s := run(t, "ip", "-d", "link", "show", name)
-			return s[strings.Index(s, "vxlan "):]
+			_, s, _ = strings.Cut(s, "vxlan ")
+			return s
 		}
 		want := shown()
 		must(t, h.DeleteLink(l.Index))

@@ -191,14 +191,6 @@ func pick[T any](g *Generator, of ...T) T { return of[g.IntN(len(of))] }
 
 func (g *Generator) chance(percent int) bool { return g.IntN(100) < percent }
 
-func (g *Generator) bytes(n int) []byte {
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(g.Uint32())
-	}
-	return b
-}
-
 // pair is two endpoints that are not the same.
 func (g *Generator) pair() (src, dst endpoint) {
 	src = pick(g, g.endpoints...)

@@ -337,7 +337,7 @@ func badTransport(b []byte) bool {
 	}
 	// What is inside a tunnel is none of the receiver's business yet.
 	ip := ls[0]
-	end := len(b)
+	var end int
 	if ip.kind == 4 {
 		if be.Uint16(b[ip.off+6:])&0x3fff != 0 {
 			return false
