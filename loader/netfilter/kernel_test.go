@@ -133,7 +133,9 @@ func TestBridgeHooks(t *testing.T) {
 			for _, family := range []string{"inet", "bridge"} {
 				sh(t, "nft add table "+family+" t")
 				for _, h := range hooks {
-					sh(t, fmt.Sprintf("nft 'add chain %s t %s { type filter hook %s priority 0; }'", family, h, h))
+					// Before bridge netfilter, as filters of the bridge family stand: older kernels
+					// do not show a chain at its own priority, 0, what it has carried around.
+					sh(t, fmt.Sprintf("nft 'add chain %s t %s { type filter hook %s priority -200; }'", family, h, h))
 				}
 			}
 			// Of each pair one counts what we say the hook sees, the other what it would be otherwise.
@@ -170,7 +172,7 @@ func TestBridgeHooks(t *testing.T) {
 func TestBridgeDrop(t *testing.T) {
 	for name, rule := range map[string]string{
 		"nft ip":          "nft add table ip t; nft 'add chain ip t f { type filter hook forward priority 0; }'; nft add rule ip t f iifname br0 counter drop",
-		"nft bridge":      "nft add table bridge t; nft 'add chain bridge t f { type filter hook forward priority 0; }'; nft add rule bridge t f iifname a1 udp dport 4789 drop",
+		"nft bridge":      "nft add table bridge t; nft 'add chain bridge t f { type filter hook forward priority -200; }'; nft add rule bridge t f iifname a1 udp dport 4789 drop",
 		"nft policy":      "nft add table inet t; nft 'add chain inet t f { type filter hook forward priority 0; policy drop; }'",
 		"iptables-legacy": "iptables-legacy -A FORWARD -i br0 -j DROP",
 		"legacy policy":   "iptables-legacy -P FORWARD DROP",
@@ -199,6 +201,7 @@ func TestBridgeDrop(t *testing.T) {
 //	a0 ---- a1 -> tc redirect -> b1 ---- b0
 func TestEgressSkipped(t *testing.T) {
 	newNS(t)
+	needEgress(t)
 	sh(t, `ip link add a0 type veth peer name a1
 		ip link add b0 type veth peer name b1
 		for l in a0 a1 b0 b1; do ip link set $l up; done
@@ -220,6 +223,9 @@ func TestEgressSkipped(t *testing.T) {
 	must(t, err)
 	defer prog.Close()
 	l, err := link.AttachTCX(link.TCXOptions{Interface: index(t, "a1").Index, Program: prog, Attach: ebpf.AttachTCXIngress})
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		t.Skip("this kernel has no tcx to attach a program with: ", err)
+	}
 	must(t, err)
 	defer l.Close()
 	if !through(t, "a0", "b0", datagram(false)) {

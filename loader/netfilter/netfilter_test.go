@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -31,8 +32,9 @@ func ask4(r Rules) answers {
 	return answers{r.Inner(bridge), r.Outer(outer4), r.Outer(outer6), r.Ingress(eth2), r.Egress(eth2)}
 }
 
-// What Docker 20 to 28 (iptables), libvirt (iptables, and nftables since 10.4) and lxc-net put
-// on a host by default, as their sources have it; networks and interfaces are their defaults.
+// What others put on a host by default: Docker up to 27, with a published port
+// (28 has other forward rules, none without "-o docker0", and rules in raw);
+// libvirt and lxc-net with iptables and with nftables.
 const (
 	off    = "echo 0 >/proc/sys/net/bridge/bridge-nf-call-iptables"
 	docker = `
@@ -87,8 +89,7 @@ const (
 		iptables -t nat -A LIBVIRT_PRT -s 192.168.122.0/24 -d 224.0.0.0/24 -j RETURN
 		iptables -t nat -A LIBVIRT_PRT -s 192.168.122.0/24 ! -d 192.168.122.0/24 -p udp -j MASQUERADE --to-ports 1024-65535
 		iptables -t mangle -N LIBVIRT_PRT
-		iptables -t mangle -A POSTROUTING -j LIBVIRT_PRT`
-	libvirtChecksum = `
+		iptables -t mangle -A POSTROUTING -j LIBVIRT_PRT
 		iptables -t mangle -A LIBVIRT_PRT -o virbr0 -p udp -m udp --dport 68 -j CHECKSUM --checksum-fill`
 	libvirtNFT = `
 		nft -f - <<-END
@@ -96,9 +97,9 @@ const (
 			chain forward { type filter hook forward priority filter; policy accept;
 				counter jump guest_cross; counter jump guest_input; counter jump guest_output
 			}
-			chain guest_output { ip saddr 192.168.122.0/24 iif "lo" counter accept; iif "lo" counter reject; }
-			chain guest_input { oif "lo" ip daddr 192.168.122.0/24 ct state established,related counter accept; oif "lo" counter reject; }
-			chain guest_cross { iif "lo" oif "lo" counter accept; }
+			chain guest_output { ip saddr 192.168.122.0/24 iifname "virbr0" counter accept; iifname "virbr0" counter reject; }
+			chain guest_input { oifname "virbr0" ip daddr 192.168.122.0/24 ct state established,related counter accept; oifname "virbr0" counter reject; }
+			chain guest_cross { iifname "virbr0" oifname "virbr0" counter accept; }
 			chain guest_nat { type nat hook postrouting priority srcnat; policy accept;
 				ip saddr 192.168.122.0/24 ip daddr 224.0.0.0/24 counter return
 				meta l4proto udp ip saddr 192.168.122.0/24 ip daddr != 192.168.122.0/24 counter masquerade to :1024-65535
@@ -112,7 +113,17 @@ const (
 		iptables -I FORWARD -i lxcbr0 -j ACCEPT
 		iptables -I FORWARD -o lxcbr0 -j ACCEPT
 		iptables -t nat -A POSTROUTING -s 10.0.3.0/24 ! -d 10.0.3.0/24 -j MASQUERADE
-		iptables -t mangle -A POSTROUTING -o lxcbr0 -p udp -m udp --dport 68 -j MARK --set-mark 1`
+		iptables -t mangle -A POSTROUTING -o lxcbr0 -p udp -m udp --dport 68 -j CHECKSUM --checksum-fill`
+	lxcNFT = `
+		nft -f - <<-END
+		table inet lxc {
+			chain input { type filter hook input priority 0; iifname lxcbr0 udp dport { 53, 67 } accept; iifname lxcbr0 tcp dport { 53, 67 } accept; }
+			chain forward { type filter hook forward priority 0; iifname lxcbr0 accept; oifname lxcbr0 accept; }
+		}
+		table ip lxc {
+			chain postrouting { type nat hook postrouting priority 100; ip saddr 10.0.3.0/24 ip daddr != 10.0.3.0/24 counter masquerade; }
+		}
+		END`
 )
 
 // TestRules: what counts and what does not. "iptables" in a script stands for
@@ -205,6 +216,8 @@ func TestRules(t *testing.T) {
 		{"libvirt, nftables", libvirtNFT, answers{inner: "nft ip libvirt_network guest_nat has 2 rules (bridge-nf-call-iptables is 1)"}},
 		{"libvirt, nftables, bridge netfilter off", off + libvirtNFT, answers{}},
 		{"lxc-net", lxc, answers{inner: "iptables nat POSTROUTING has 1 rule (bridge-nf-call-iptables is 1)"}},
+		{"lxc-net, nftables", lxcNFT, answers{inner: "nft ip lxc postrouting has 1 rule (bridge-nf-call-iptables is 1)"}},
+		{"lxc-net, nftables, bridge netfilter off", off + lxcNFT, answers{}},
 		{"lxc-net, bridge netfilter off", off + lxc, answers{}},
 	} {
 		if !strings.Contains(c.script, "iptables -") {
@@ -226,6 +239,9 @@ func TestRules(t *testing.T) {
 
 func rules(t *testing.T, script string, want answers) {
 	newNS(t)
+	if strings.Contains(script, "hook egress") {
+		needEgress(t)
+	}
 	sh(t, script)
 	if got := ask4(look(t)); got != want {
 		t.Errorf("got %+v\nwant %+v\n%s", got, want, script)
@@ -335,6 +351,34 @@ func BenchmarkRead(b *testing.B) {
 	for b.Loop() {
 		if _, err := Read(Rules{}); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// TestEbtables: legacy ebtables, where the kernel still has them.
+func TestEbtables(t *testing.T) {
+	newNS(t)
+	out, err := exec.Command("ebtables-legacy", "-t", "filter", "-L").CombinedOutput()
+	if err != nil {
+		t.Skipf("this kernel has no legacy ebtables, or ebtables is not installed: %v\n%s", err, out)
+	}
+	if why := look(t).Inner(bridge); why != "" {
+		t.Errorf("empty tables: %q", why)
+	}
+	for _, c := range []struct{ set, want, unset string }{
+		{"ebtables-legacy -A FORWARD -p IPv4 -j DROP; ebtables-legacy -A FORWARD -j CONTINUE", "ebtables filter FORWARD has 2 rules", "ebtables-legacy -F"},
+		{"ebtables-legacy -P OUTPUT DROP", "ebtables filter OUTPUT has policy DROP", "ebtables-legacy -P OUTPUT ACCEPT"},
+		{"ebtables-legacy -N mine; ebtables-legacy -A mine -j DROP; ebtables-legacy -A INPUT --among-src 02:00:00:00:00:01, -j mine", "ebtables filter INPUT has 1 rule", "ebtables-legacy -F INPUT"},
+		{"ebtables-legacy -t nat -A POSTROUTING -j snat --to-source 02:00:00:00:00:02", "ebtables nat POSTROUTING has 1 rule", "ebtables-legacy -t nat -F"},
+		{"ebtables-legacy -t broute -A BROUTING -p ARP -j DROP", "ebtables broute BROUTING has 1 rule", "ebtables-legacy -t broute -F"},
+	} {
+		sh(t, c.set)
+		if why := look(t).Inner(bridge); why != c.want {
+			t.Errorf("%s: %q, want %q", c.set, why, c.want)
+		}
+		sh(t, c.unset)
+		if why := look(t).Inner(bridge); why != "" {
+			t.Errorf("%s: %q", c.unset, why)
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -118,6 +119,18 @@ func far(t *testing.T) (there func(func())) {
 	})
 	must(t, err)
 	return there
+}
+
+// needEgress skips a test on kernels before 5.16, which have no egress hook.
+func needEgress(t *testing.T) {
+	t.Helper()
+	out, err := exec.Command("nft", "table netdev try { chain c { type filter hook egress device lo priority 0; }; }; delete table netdev try").CombinedOutput()
+	if strings.Contains(string(out), "Operation not supported") {
+		t.Skipf("this kernel has no netdev egress hook: %s", out)
+	}
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
 }
 
 func look(t *testing.T) Rules {
