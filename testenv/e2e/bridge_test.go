@@ -106,6 +106,8 @@ func buildTwin(t *testing.T, spec testenv.Spec, config func(lab, *testenv.Host) 
 				})
 			}
 			l.setMAC(h.Name, fdb.MAC{0x02, 0xb0, 0, 0, 0xaa, h.Name[1]})
+			// A bridge's MTU follows its ports until somebody changes it, and bridge netfilter fragments to it: the same on both.
+			l.sh(h.Name, "ip link set br-mgmt mtu 1440", "ip link set br-mgmt mtu 1450")
 			// Before IPv6 was off, something may have been said and learned.
 			l.sh(h.Name, "ip link set encap-mgmt down", "ip link set encap-mgmt up", "ip link set br-mgmt type bridge fdb_flush")
 		}
