@@ -134,7 +134,12 @@ func TestCoexistInstances(t *testing.T) {
 			}
 			stream := func(i [2]*instance) *testenv.Stream {
 				from, to := l.Container("h1", i[0].name+"-1"), l.Container("h2", i[0].name+"-1")
-				l.ping(from.NS, to.Addr.Addr())
+				// A clsact qdisc that comes or goes costs packets on its device, this one included.
+				l.wait(i[0].name+" to answer", func() bool {
+					r, err := testenv.Ping(l.ctx, from.NS, to.Addr.Addr(), testenv.PingOptions{Count: 3, Interval: 5 * time.Millisecond, Timeout: time.Second})
+					l.must(err)
+					return r.OK()
+				})
 				s, err := testenv.StartStream(l.ctx, from.NS, to.NS, to.Addr.Addr(), testenv.StreamOptions{Rate: 2000})
 				l.must(err)
 				t.Cleanup(func() { s.Stop() })
