@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vxbpf/vxbpf/loader"
 	vxmaps "github.com/vxbpf/vxbpf/maps"
