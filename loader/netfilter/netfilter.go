@@ -21,7 +21,6 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -32,6 +31,7 @@ import (
 type Rules struct {
 	generation uint32 // of the nftables rules, 0 if they changed while we read
 	nft        []*chain
+	atDevices  []*chain // those of nft that stand at devices: few, and asked about often
 	legacy     []*chain
 	// The sysctls of bridge netfilter; all false where the kernel has none.
 	bridgeNF       bool
@@ -120,7 +120,7 @@ func (r Rules) Inner(b Bridge) string {
 	// What a hook has no device for is "none" to it.
 	devs := append([]Dev{none, b.Dev}, b.Ports...)
 	p := packet{in: devs, out: devs, bridge: b.Name}
-	if why := r.find(p, at(unix.NFPROTO_BRIDGE, hookPrerouting, hookInput, hookForward, hookOutput, hookPostrouting, hookInetIngress)); why != "" {
+	if why := find(p, at(unix.NFPROTO_BRIDGE, hookPrerouting, hookInput, hookForward, hookOutput, hookPostrouting, hookInetIngress), r.nft, r.legacy); why != "" {
 		return why
 	}
 	if !r.bridgeNF {
@@ -141,7 +141,7 @@ func (r Rules) Inner(b Bridge) string {
 			continue
 		}
 		p.l3 = f.l3
-		why := r.find(p, at(p.l3, hookPrerouting, hookForward, hookPostrouting))
+		why := find(p, at(p.l3, hookPrerouting, hookForward, hookPostrouting), r.nft, r.legacy)
 		if why != "" && f.all {
 			return why + " (bridge-nf-call-" + f.tables + " is 1)"
 		}
@@ -156,10 +156,10 @@ func (r Rules) Inner(b Bridge) string {
 // way out or in. "" if there is none.
 func (r Rules) Outer(u Underlay) string {
 	out, in := u.packets()
-	if why := r.find(out, at(out.l3, hookOutput, hookPostrouting)); why != "" {
+	if why := find(out, at(out.l3, hookOutput, hookPostrouting), r.nft, r.legacy); why != "" {
 		return why
 	}
-	return r.find(in, at(in.l3, hookPrerouting, hookInput))
+	return find(in, at(in.l3, hookPrerouting, hookInput), r.nft, r.legacy)
 }
 
 // packets are what is known of those on the way out and in.
@@ -185,18 +185,18 @@ func (u Underlay) packets() (out, in packet) {
 // Ingress names a chain at the ingress hook of a device, which comes after tc's:
 // what a program there redirects never gets to it. "" if there is none.
 func (r Rules) Ingress(d Dev) string {
-	return r.find(packet{in: []Dev{d}, out: []Dev{none}}, func(c *chain) bool {
+	return find(packet{in: []Dev{d}, out: []Dev{none}}, func(c *chain) bool {
 		return c.covers(d.Name) && (c.family == unix.NFPROTO_NETDEV && c.hook == hookNetdevIngress || c.family == unix.NFPROTO_INET && c.hook == hookInetIngress)
-	})
+	}, r.atDevices)
 }
 
 // Egress names a chain at the egress hook of a device. The kernel skips that
 // hook for packets that a tc program redirected to the device
 // (NETFILTER_SKIP_EGRESS). "" if there is none.
 func (r Rules) Egress(d Dev) string {
-	return r.find(packet{out: []Dev{d}}, func(c *chain) bool {
+	return find(packet{out: []Dev{d}}, func(c *chain) bool {
 		return c.covers(d.Name) && c.family == unix.NFPROTO_NETDEV && c.hook == hookNetdevEgress
-	})
+	}, r.atDevices)
 }
 
 // at accepts base chains that see packets of a family at these hooks.
@@ -217,16 +217,18 @@ func at(family uint8, hooks ...int) func(*chain) bool {
 }
 
 // find says why the first of these chains counts; a policy, which judges every packet, before any rule.
-func (r Rules) find(p packet, where func(*chain) bool) string {
+func find(p packet, where func(*chain) bool, lists ...[]*chain) string {
 	var chains []*chain
-	for _, c := range slices.Concat(r.nft, r.legacy) {
-		if c.hook == notBase || !where(c) {
-			continue
+	for _, l := range lists {
+		for _, c := range l {
+			if c.hook == notBase || !where(c) {
+				continue
+			}
+			if c.policy != "" {
+				return c.String() + " has policy " + c.policy
+			}
+			chains = append(chains, c)
 		}
-		if c.policy != "" {
-			return c.String() + " has policy " + c.policy
-		}
-		chains = append(chains, c)
 	}
 	known := map[*chain]int{}
 	for _, c := range chains {

@@ -60,7 +60,7 @@ func readNFT(last Rules) (Rules, error) {
 		return Rules{}, err
 	}
 	if gen == last.generation && gen != 0 {
-		return Rules{generation: gen, nft: last.nft}, nil
+		return Rules{generation: gen, nft: last.nft, atDevices: last.atDevices}, nil
 	}
 	for try := 1; ; try++ {
 		chains, err := dumpNFT(c)
@@ -72,13 +72,23 @@ func readNFT(last Rules) (Rules, error) {
 			return Rules{}, err
 		}
 		if after == gen {
-			return Rules{generation: gen, nft: chains}, nil
+			return newRules(gen, chains), nil
 		}
 		if gen = after; try == dumpTries {
 			// Somebody changes rules without a pause. This is of some moment; the next look reads again.
-			return Rules{nft: chains}, nil
+			return newRules(0, chains), nil
 		}
 	}
+}
+
+func newRules(gen uint32, chains []*chain) Rules {
+	r := Rules{generation: gen, nft: chains}
+	for _, c := range chains {
+		if len(c.devs) > 0 {
+			r.atDevices = append(r.atDevices, c)
+		}
+	}
+	return r
 }
 
 // ask sends one nf_tables request for all families.
