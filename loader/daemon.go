@@ -427,6 +427,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var sub *kernel.Subscription
+	var rules <-chan struct{}
 	if d.dp != nil {
 		var err error
 		// Before the first dump: what happens meanwhile is in the queue.
@@ -434,6 +435,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 			return err
 		}
 		defer sub.Close()
+		if rules, err = netfilter.Watch(ctx); err != nil {
+			return err
+		}
 		if err := d.start(); err != nil {
 			return err
 		}
@@ -462,10 +466,6 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return nil
 	}
 	events := make(chan []kernel.Event)
-	rules, err := netfilter.Watch(ctx)
-	if err != nil {
-		return err
-	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		for {
@@ -563,6 +563,7 @@ func (d *Daemon) follow(ctx context.Context, events <-chan []kernel.Event, rules
 	defer full.Stop()
 	soon := make(<-chan time.Time) // a dump that was asked for, after a pause
 	ripe := make(<-chan time.Time) // pending entries, when they can be confirmed
+	var look <-chan time.Time      // at the packet filter
 	waiting := false
 	pending := false
 	for {
@@ -578,9 +579,12 @@ func (d *Daemon) follow(ctx context.Context, events <-chan []kernel.Event, rules
 		case _, ok := <-rules:
 			if !ok {
 				rules = nil // until the next resync looks
-				break
+			} else if look == nil {
+				look = time.After(100 * time.Millisecond) // some tools change rules many times in a row
 			}
-			d.view.rules = d.readRules()
+		case <-look:
+			look = nil
+			d.readRules(d.view)
 			if err := d.sync(); err != nil {
 				return err
 			}
@@ -655,14 +659,14 @@ func (d *Daemon) readAddresses() (map[netip.Addr]bool, error) {
 	return set, nil
 }
 
-// readRules looks at the packet filter; where that fails, what is known stays.
-func (d *Daemon) readRules() netfilter.Rules {
-	r, err := netfilter.Read(d.view.rules)
+// readRules looks at the packet filter. Rules that cannot be read may be any, so nothing goes around them.
+func (d *Daemon) readRules(v *view) {
+	r, err := netfilter.Read(v.rules)
+	v.rules, v.unread = r, ""
 	if err != nil {
-		d.log.Warn("look for packet filter rules that the fast path would go around", "err", err)
-		return d.view.rules
+		v.unread = oneLine(err)
+		d.log.Warn("networks without bypass_netfilter stay on the slow path", "err", err)
 	}
-	return r
 }
 
 // tell logs an error that the next round may well mend.
@@ -817,7 +821,8 @@ func (d *Daemon) resync() error {
 		return err
 	}
 	v.peers = d.view.peers // sync asks again
-	v.rules = d.readRules()
+	v.rules = d.view.rules
+	d.readRules(v)
 	d.view = v
 	if d.sys, err = readSysctls(d.h); err != nil {
 		return err

@@ -32,7 +32,8 @@ type view struct {
 	tc        map[int]foreign
 	addresses map[netip.Addr]bool // of this host
 	// rules are the packet filter's.
-	rules netfilter.Rules
+	rules  netfilter.Rules
+	unread string // why they could not be read, "" if they were
 }
 
 // foreign names what someone else has at the hooks of a device, "" for nothing.
@@ -189,6 +190,9 @@ func (n *network) judged(v *view) string {
 	if n.cfg.BypassNetfilter {
 		return ""
 	}
+	if v.unread != "" {
+		return v.unread
+	}
 	b := netfilter.Bridge{Dev: device(n.bridge), IPTables: n.bridge.Bridge.NFCallIPTables, IP6Tables: n.bridge.Bridge.NFCallIP6Tables,
 		Ports: []netfilter.Dev{device(n.link)}}
 	for _, l := range v.ports(n) {
@@ -199,7 +203,7 @@ func (n *network) judged(v *view) string {
 	}
 	u := netfilter.Underlay{Local: n.local, Port: n.cfg.Underlay.Port}
 	dev, ok := v.linkByName(n.cfg.Underlay.Device)
-	if ok && dev.Master == 0 {
+	if ok && dev.Master == 0 && n.link.VXLAN.Device == dev.Index {
 		u.Dev = device(dev)
 	}
 	return cmp.Or(v.rules.Outer(u), v.rules.Ingress(device(dev)), v.rules.Ingress(device(n.link)), v.rules.Egress(device(n.link)), v.rules.Egress(device(dev)))
