@@ -61,7 +61,6 @@ const (
 	EntryStatic  = uint8(vxEntryFlagENTRY_STATIC)
 	EntrySticky  = uint8(vxEntryFlagENTRY_STICKY)
 	EntryPinned  = uint8(vxEntryFlagENTRY_PINNED)
-	EntryBehind  = uint8(vxEntryFlagENTRY_BEHIND)
 	EntryPending = uint8(vxEntryFlagENTRY_PENDING)
 	PlaceOff     = uint32(vxPlaceFlagPLACE_OFF)
 	PlaceV6      = uint32(vxPlaceFlagPLACE_V6)

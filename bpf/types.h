@@ -63,11 +63,10 @@ enum entry_kind {
 };
 
 enum entry_flag {
-	ENTRY_STATIC = 1,   /* never ages; the daemon vouches for it */
-	ENTRY_STICKY = 2,   /* no frame from another port moves it: sticky in the bridge, or the bridge's own */
-	ENTRY_PINNED = 4,   /* no frame from another VTEP moves it: static in the vxlan device, which may not learn */
-	ENTRY_BEHIND = 8,   /* lives behind the container's device: frames for it are another host's to that */
-	ENTRY_PENDING = 16, /* the daemon has yet to ask the kernel again: shows moves, carries nothing */
+	ENTRY_STATIC = 1,  /* never ages; the daemon vouches for it */
+	ENTRY_STICKY = 2,  /* no frame from another port moves it: sticky in the bridge, or the bridge's own */
+	ENTRY_PINNED = 4,  /* no frame from another VTEP moves it: static in the vxlan device, which may not learn */
+	ENTRY_PENDING = 8, /* the daemon has yet to ask the kernel again: shows moves, carries nothing */
 };
 
 /* vx_fdb: one compare of 8 bytes. */

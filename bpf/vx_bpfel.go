@@ -39,8 +39,7 @@ const (
 	vxEntryFlagENTRY_STATIC  vxEntryFlag = 1
 	vxEntryFlagENTRY_STICKY  vxEntryFlag = 2
 	vxEntryFlagENTRY_PINNED  vxEntryFlag = 4
-	vxEntryFlagENTRY_BEHIND  vxEntryFlag = 8
-	vxEntryFlagENTRY_PENDING vxEntryFlag = 16
+	vxEntryFlagENTRY_PENDING vxEntryFlag = 8
 )
 
 type vxEntryKind uint32

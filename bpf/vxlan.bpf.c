@@ -152,11 +152,7 @@ static __always_inline int encap(struct __sk_buff *skb, const struct port *port)
 	__u64 now;
 	int err, show;
 
-	if (port->flags & PLACE_OFF)
-		return -NOT_READY;
-	if (skb->vlan_present)
-		return -VLAN_TAG;
-	err = frame_need(skb, &f, sizeof(struct ethhdr) + sizeof(struct iphdr));
+	err = frame_need(skb, &f, sizeof(struct ethhdr));
 	if (err)
 		return err;
 	eth = l2_read(f.data);
@@ -164,10 +160,20 @@ static __always_inline int encap(struct __sk_buff *skb, const struct port *port)
 
 	key = key_of_src(port->net, eth);
 	src = bpf_map_lookup_elem(&vx_fdb, &key);
+	/* Before anything else: the kernel learns from every frame, from a port that is off and with a tag, too. */
+	if (src) {
+		at = place_of(src);
+		err = source_check(&key, at, at.kind != KIND_REMOTE && at.to == skb->ifindex, ENTRY_STICKY);
+	}
+	if (port->flags & PLACE_OFF)
+		return -NOT_READY;
+	if (skb->vlan_present)
+		return -VLAN_TAG;
 	if (!src)
 		return -SRC_UNKNOWN;
-	at = place_of(src);
-	err = source_check(&key, at, at.kind != KIND_REMOTE && at.to == skb->ifindex, ENTRY_STICKY);
+	if (err)
+		return err;
+	err = frame_need(skb, &f, sizeof(struct ethhdr) + sizeof(struct iphdr));
 	if (err)
 		return err;
 	if (l2_is_multicast(eth))
@@ -223,12 +229,10 @@ static __always_inline int there(struct __sk_buff *skb, struct fdb_key *key, str
 static __always_inline int deliver(struct __sk_buff *skb, struct place at)
 {
 	if (at.kind == KIND_PEER) {
-		/* As the peer device would say (eth_type_trans), had it received the frame: a stack drops "other host".
-		 */
-		__u32 type = at.flags & ENTRY_BEHIND ? PACKET_OTHERHOST : PACKET_HOST;
-
-		if (skb->pkt_type != type)
-			bpf_skb_change_type(skb, type);
+		/* The frame is for the container's device, not for us: a stack drops what says "other host". 6.15 does
+		 * this. */
+		if (skb->pkt_type != PACKET_HOST)
+			bpf_skb_change_type(skb, PACKET_HOST);
 		return bpf_redirect_peer(at.to, 0);
 	}
 	return bpf_redirect(at.to, at.kind == KIND_HOST ? BPF_F_INGRESS : 0);
@@ -479,10 +483,6 @@ static __always_inline int from_vxlan(struct __sk_buff *skb, const struct port *
 
 	if (port->mss && !skb->gso_size && !skb->vlan_present)
 		mss_clamp(skb, port->mss);
-	if (port->flags & PLACE_OFF)
-		return -NOT_READY;
-	if (skb->vlan_present)
-		return -VLAN_TAG;
 	err = frame_need(skb, &f, sizeof(struct ethhdr));
 	if (err)
 		return err;
@@ -491,11 +491,17 @@ static __always_inline int from_vxlan(struct __sk_buff *skb, const struct port *
 
 	key = key_of_src(port->net, eth);
 	src = bpf_map_lookup_elem(&vx_fdb, &key);
+	/* Which VTEP it came from, the vxlan device has learnt or refused already. */
+	if (src) {
+		at = place_of(src);
+		err = source_check(&key, at, at.kind == KIND_REMOTE, ENTRY_STICKY);
+	}
+	if (port->flags & PLACE_OFF)
+		return -NOT_READY;
+	if (skb->vlan_present)
+		return -VLAN_TAG;
 	if (!src)
 		return -SRC_UNKNOWN;
-	/* Which VTEP it came from, the vxlan device has learnt or refused already. */
-	at = place_of(src);
-	err = source_check(&key, at, at.kind == KIND_REMOTE, ENTRY_STICKY);
 	if (err)
 		return err;
 	show = due(src, at, now, port->refresh);

@@ -599,13 +599,6 @@ func (d *Daemon) follow(ctx context.Context, events <-chan []kernel.Event, rules
 			if err := d.mend(); err != nil {
 				return err
 			}
-			changed, err := d.readPeers()
-			if err == nil && changed {
-				err = d.sync()
-			}
-			if err != nil {
-				return err
-			}
 		case <-full.C:
 			// Path MTUs are learnt without an event, and entries that a program
 			// removed may be right after all.
@@ -958,8 +951,11 @@ func (d *Daemon) confirm() (err error) {
 			return err
 		case there:
 			d.fdb[k] = old
-		default: // a program saw it elsewhere: the kernel's event is on its way
-			if err := d.forget(k); err != nil {
+		default: // a program saw it elsewhere: ask once more, the kernel may have dropped that frame and send no event
+			if err = d.forget(k); err == nil {
+				err = d.putEntry(k, want)
+			}
+			if err != nil {
 				return err
 			}
 		}
@@ -1135,24 +1131,6 @@ func (d *Daemon) readPeer(l kernel.Link) (changed bool, err error) {
 	}
 	d.view.peers[l.Index] = mac
 	return !known || mac != old, nil
-}
-
-// readPeers does so where an entry is for something behind the peer: should
-// the peer take that address for its own, it must have such frames at once.
-func (d *Daemon) readPeers() (changed bool, err error) {
-	asked := map[uint32]bool{}
-	for _, e := range d.fdb {
-		if !e.Behind || asked[e.Port] {
-			continue
-		}
-		asked[e.Port] = true
-		c, err := d.readPeer(d.view.links[int(e.Port)])
-		if err != nil {
-			return false, err
-		}
-		changed = changed || c
-	}
-	return changed, nil
 }
 
 // readTC looks for other people's filters, programs and shaping on our devices.

@@ -325,8 +325,10 @@ func (v *view) entry(n *network, mac fdb.MAC, now time.Duration) (fdb.Entry, boo
 	// bpf_redirect_peer drops where the other end is in this namespace, and goes
 	// around filters and shaping at the port's egress.
 	if p.Kind == "veth" && p.PeerElsewhere && v.tc[p.Index].egress == "" {
-		if peer, known := v.peers[p.Index]; known {
-			e.Kind, e.Behind = fdb.Peer, mac != peer
+		// What lives behind the peer, in a nested bridge for example, must arrive
+		// as another host's, which the redirect cannot say since 6.15.
+		if peer, known := v.peers[p.Index]; known && mac == peer {
+			e.Kind = fdb.Peer
 		}
 	}
 	return e, true

@@ -76,7 +76,7 @@ func TestEntry(t *testing.T) {
 			v.setFDB(kernel.FDBEntry{MAC: fdb.MAC{2, 9}, Link: vethIndex, Bridge: brIndex, Local: true})
 		}, fdb.MAC{2, 9}, fdb.Entry{}},
 		{"behind a container's device", func(v *view) { v.peers[vethIndex] = fdb.MAC{2, 7} }, hereMAC,
-			fdb.Entry{Kind: fdb.Peer, Port: vethIndex, MTU: 1450, Behind: true, Seen: now - 3*time.Second}},
+			fdb.Entry{Kind: fdb.Egress, Port: vethIndex, MTU: 1450, Seen: now - 3*time.Second}},
 		{"container's device unknown", func(v *view) { v.peers = nil }, hereMAC,
 			fdb.Entry{Kind: fdb.Egress, Port: vethIndex, MTU: 1450, Seen: now - 3*time.Second}},
 		{"peer in this namespace", func(v *view) { link(v, vethIndex, func(l *kernel.Link) { l.PeerElsewhere = false }) }, hereMAC,

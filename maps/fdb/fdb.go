@@ -133,9 +133,6 @@ type Entry struct {
 	// Sticky: no frame from another bridge port moves the entry. Pinned: none
 	// from another VTEP does. In the kernel, static alone means neither.
 	Sticky, Pinned bool
-	// Behind: of a Peer, the MAC is not that of the device in the container
-	// but of something behind it, a nested bridge for example.
-	Behind bool
 	// Pending: written, and not confirmed by asking the kernel again. Shows
 	// moves, carries no packet. Same does not look at it.
 	Pending bool
