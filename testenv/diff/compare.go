@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"time"
@@ -47,6 +48,23 @@ func Compare(k, x []Norm) []Difference {
 		return cmp.Or(a.Time.Compare(b.Time), strings.Compare(a.key(), b.key()))
 	})
 	return out
+}
+
+// Mutants are what frames could have become on a bad path, by its name.
+func Mutants(frames []Norm, r *rand.Rand) map[string][]Norm {
+	i := r.IntN(len(frames))
+	for len(frames[i].Data) == 0 {
+		i = r.IntN(len(frames))
+	}
+	flipped, moved := frames[i], frames[i]
+	b := []byte(flipped.Data)
+	b[r.IntN(len(b))] ^= 1 << r.IntN(8)
+	flipped.Data = string(b)
+	moved.At.Host += "x"
+	with := func(n ...Norm) []Norm { return slices.Concat(frames[:i], n, frames[i+1:]) }
+	return map[string][]Norm{
+		"a changed bit": with(flipped), "a lost frame": with(), "a frame that came twice": with(frames[i], frames[i]), "a frame delivered elsewhere": with(moved),
+	}
 }
 
 // CompareSets returns the lines that only one of them has, with a sign: - is K's alone, + is X's.
@@ -176,6 +194,38 @@ func Report(steps []Step, k, x Run, most int) string {
 		}
 	}
 	return b.String()
+}
+
+// Related are the steps that could be enough to show the difference at step i:
+// it alone, or with all before it that have to do with the addresses in it.
+func Related(steps []Step, i int) [][]Step {
+	b, _, ok := inner(steps[i])
+	if !ok {
+		return [][]Step{{steps[i]}}
+	}
+	var with []Step
+	for _, s := range steps[:i] {
+		p, _, ok := inner(s)
+		if ok && (string(p[6:12]) == string(b[:6]) || string(p[6:12]) == string(b[6:12])) {
+			with = append(with, s)
+		}
+	}
+	return [][]Step{{steps[i]}, append(with, steps[i])}
+}
+
+// First is the first step to which Compare's differences belong, -1 if there is none.
+func First(steps []Step, k, x Run) int {
+	first := -1
+	for _, d := range Compare(k.Frames, x.Frames) {
+		started := k.Started
+		if d.X > d.K {
+			started = x.Started
+		}
+		if i := attribute(started, d.Time); i >= 0 && i < len(steps) && (first < 0 || i < first) {
+			first = i
+		}
+	}
+	return first
 }
 
 // spoken lists the last frames before a step that came from its inner destination.

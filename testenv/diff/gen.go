@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/vxbpf/vxbpf/maps/fdb"
+	"github.com/vxbpf/vxbpf/testenv"
 )
 
 // World is what frames are made of: who is where, the same in both topologies.
@@ -56,6 +57,9 @@ func (t *Topology) World() (w World, err error) {
 			if wh.VXLAN, err = mac(vxlanDev); err != nil {
 				return err
 			}
+			if wh.Bridge != bridgeMAC(h) {
+				return fmt.Errorf("bridge of %s has address %s", h.Name, wh.Bridge)
+			}
 			for _, c := range h.Containers {
 				m, err := mac(c.HostEnd)
 				if err != nil {
@@ -83,6 +87,34 @@ type endpoint struct {
 	v4, v6 netip.Addr
 }
 
+// endpoints of a host: the containers, two more MACs behind the port of each,
+// as of a router or of nested containers, and the host itself.
+func endpoints(host string, containers []fdb.MAC, bridge fdb.MAC) (out []endpoint) {
+	i := int(host[1] - '0')
+	add := func(mac fdb.MAC, dev string, n int) {
+		out = append(out, endpoint{mac: mac, at: Point{host, dev}, v4: netip.AddrFrom4([4]byte{172, 29, 236, byte(10*i + n)}),
+			v6: netip.MustParseAddr(fmt.Sprintf("fd00:29:236::%x:%x", i, n))})
+	}
+	for j, m := range containers {
+		dev := fmt.Sprintf("%s-%d", network, j+1)
+		add(m, dev, j+1)
+		add(fdb.MAC{0x02, 0xaa, 0, byte(i - 1), byte(j), 1}, dev, j+4)
+		add(fdb.MAC{0x02, 0xaa, 0, byte(i - 1), byte(j), 2}, dev, j+6)
+	}
+	add(bridge, bridgeDev, 0)
+	return out
+}
+
+func containerMACs(h *testenv.Host) (out []fdb.MAC) {
+	for _, c := range h.Containers {
+		out = append(out, c.MAC)
+	}
+	return out
+}
+
+// bridgeMAC as KernelVXLAN gives it; New checks that.
+func bridgeMAC(h *testenv.Host) fdb.MAC { return fdb.MAC{0x02, 0xb0, 0, h.Name[1] - '0', 1, 0} }
+
 func markerMAC(host string, dev int) fdb.MAC {
 	return fdb.MAC{0x02, 0xdd, 0, host[1], 0, byte(dev)}
 }
@@ -99,24 +131,19 @@ type Generator struct {
 	kinds  []kind
 }
 
-// NewGenerator for a world. It leaves out the kinds of frames named in without.
-func NewGenerator(w World, seed uint64, without ...string) *Generator {
-	g := &Generator{w: w, seed: seed}
-	g.kinds = slices.DeleteFunc(slices.Clone(kinds), func(k kind) bool { return slices.Contains(without, k.name) })
+// NewGenerator for a world. weights are other weights for kinds of frames, 0 leaves one out.
+func NewGenerator(w World, seed uint64, weights map[string]int) *Generator {
+	g := &Generator{w: w, seed: seed, kinds: slices.Clone(kinds)}
+	for i, k := range g.kinds {
+		if n, ok := weights[k.name]; ok {
+			g.kinds[i].weight = n
+		}
+	}
 	for i, h := range w.Hosts {
-		add := func(mac fdb.MAC, dev string, n int) {
-			g.endpoints = append(g.endpoints, endpoint{mac, i, Point{h.Name, dev},
-				netip.AddrFrom4([4]byte{172, 29, 236, byte(10*(i+1) + n)}),
-				netip.MustParseAddr(fmt.Sprintf("fd00:29:236::%x:%x", i+1, n))})
+		for _, e := range endpoints(h.Name, h.Containers, h.Bridge) {
+			e.host = i
+			g.endpoints = append(g.endpoints, e)
 		}
-		for j, m := range h.Containers {
-			dev := fmt.Sprintf("%s-%d", network, j+1)
-			add(m, dev, j+1)
-			// Two more behind the same port, as of a router or of nested containers.
-			add(fdb.MAC{0x02, 0xaa, 0, byte(i), byte(j), 1}, dev, j+4)
-			add(fdb.MAC{0x02, 0xaa, 0, byte(i), byte(j), 2}, dev, j+6)
-		}
-		add(h.Bridge, bridgeDev, 0)
 	}
 	return g
 }
@@ -184,6 +211,20 @@ func (g *Generator) Batch(n, size int) []Step {
 	}
 	// Who was impersonated says where it is.
 	return append(out, g.Announce()...)
+}
+
+// GSO makes n packets to be cut up whose segments fit everywhere, and that come out at one place.
+func (g *Generator) GSO(n int) []Step {
+	g.Rand = rand.New(rand.NewPCG(g.seed, 0))
+	var out []Step
+	for len(out) < n {
+		src, dst := g.apart()
+		// The kernel refuses to cut up what is one segment already.
+		if s := g.gso(src, dst); int(s.Hdr.GSOSize) < g.w.MTU-100 && len(s.Frame) > int(s.Hdr.HdrLen+s.Hdr.GSOSize) {
+			out = append(out, s)
+		}
+	}
+	return out
 }
 
 // pick is one of them.

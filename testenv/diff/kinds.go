@@ -324,6 +324,8 @@ var kinds = []kind{
 		}
 		return g.forged(o.wrap(tagged(g.packet(src, dst), pick(g, uint16(typeVLAN), typeQinQ), pick(g, uint16(0), 1, 7, 0xffff))))
 	}},
+	// Only where a profile says so: afterwards little fits any more.
+	{"too big", 0, func(g *Generator) []Step { return g.tooBig() }},
 	{"underlay traffic of another kind", 8, func(g *Generator) []Step {
 		src, dst := g.apart()
 		o := g.outer(src.host, dst.host)
@@ -347,6 +349,28 @@ var kinds = []kind{
 			return g.forged(o.packet(g.payload(g.IntN(100))))
 		}
 	}},
+}
+
+// tooBig says to a host that its VXLAN packets to another do not fit, or says so of something else.
+func (g *Generator) tooBig() []Step {
+	src, dst := g.apart()
+	o := g.outer(src.host, dst.host)
+	o.ip.proto = protoUDP
+	if g.chance(20) {
+		o.vni = pick(g, uint32(0), VNI+1)
+	}
+	quoted := o.wrap(g.packet(src, dst))[ethHdr:]
+	quoted = quoted[:min(len(quoted), pick(g, 28, 36, 60, 548))]
+	router := ip{src: pick(g, g.w.Stranger.Addr, o.ip.dst), dst: o.ip.src, ttl: 64, proto: protoICMP}
+	mtu := pick(g, 1499, 1460, 1400, 1300, 1290)
+	var b []byte
+	if router.src.Is4() {
+		b = append([]byte{3, pick(g, byte(4), 4, 3, 1), 0, 0, 0, 0, byte(mtu >> 8), byte(mtu)}, quoted...)
+	} else {
+		router.proto = protoICMP6
+		b = append([]byte{pick(g, byte(2), 2, 1), 0, 0, 0, 0, 0, byte(mtu >> 8), byte(mtu)}, quoted...)
+	}
+	return g.forged(ethernet(o.ethSrc, g.w.Stranger.MAC, router.typ(), router.wrap(router.checksum(b, 2, csumRight))))
 }
 
 func one(s Step) []Step { return []Step{s} }
@@ -805,6 +829,11 @@ func (g *Generator) gso(src, dst endpoint) Step {
 
 // fragments cuts an outer packet up: in order, turned round, or with one missing.
 func (g *Generator) fragments(o outer, inner []byte) []Step {
+	// What waits for the missing one waits for good: real packets between the hosts must not be put together with it.
+	missing := g.chance(10)
+	if missing {
+		o.ip.src = g.w.Stranger.Addr
+	}
 	whole := o.wrap(inner)
 	head := len(o.ip.wrap(nil)) + ethHdr
 	if o.ip.src.Is6() {
@@ -837,7 +866,7 @@ func (g *Generator) fragments(o outer, inner []byte) []Step {
 	if g.chance(20) {
 		slices.Reverse(out)
 	}
-	if g.chance(10) && len(out) > 1 {
+	if missing && len(out) > 1 {
 		out = out[1:]
 	}
 	return out

@@ -17,7 +17,6 @@ var MayDiffer = []struct{ Field, Why string }{
 	{"outer UDP source port", "each data path has a hash of its own; the port must be in the range, and one flow keeps one port (Flows)"},
 	{"outer IPv4 id and header checksum", "the id is random or a counter (RFC 6864); the checksum must be right"},
 	{"outer UDP checksum, where there is one", "it follows from the source port; it must be right"},
-	{"packet type at a container: host instead of other host", "the fast path does not know the MAC of eth0, and says host for all MACs behind the port"},
 	{"what the sender of a packet that is dropped is told", "ENOMEM or ENOBUFS where a GSO packet cannot be cut up, or nothing: it depends on the device at which that is tried (SameError)"},
 	{"the same in an outer packet that an ICMP error of the underlay quotes, and that error's id and checksums", "they follow from the fields above"},
 }
@@ -240,9 +239,6 @@ func unzero(c uint16) uint16 {
 // Normalise turns what a socket saw into what a wire would have carried.
 func Normalise(s Sighting) []Norm {
 	n := Norm{At: s.At, Out: s.Out, Type: s.Type, Time: s.Time}
-	if !s.At.underlay() && s.At.Dev != bridgeDev && s.Type == unix.PACKET_OTHERHOST {
-		n.Type = unix.PACKET_HOST
-	}
 	if s.Opaque {
 		n.Note = "gso of an unknown kind"
 		return []Norm{n}
@@ -257,7 +253,7 @@ func Normalise(s Sighting) []Norm {
 		n := n
 		if s.At.underlay() {
 			f = append([]byte{}, f...)
-			n.Port = blank(f, ethHdr, &n.Note)
+			n.Port = blank(f, ethHdr)
 			if s.Out && n.Port != 0 && (n.Port < portMin || n.Port > portMax) {
 				n.Note += fmt.Sprintf(" source port %d out of range", n.Port)
 			}
@@ -280,7 +276,7 @@ const (
 const right = 0
 
 // blank applies MayDiffer to the outer IP packet at off.
-func blank(b []byte, off int, note *string) (port uint16) {
+func blank(b []byte, off int) (port uint16) {
 	typ := be.Uint16(b[12:])
 	var l4 int
 	var proto byte
@@ -323,8 +319,7 @@ func blank(b []byte, off int, note *string) (port uint16) {
 		if fold(sum(b[l4:], s)) == 0 {
 			be.PutUint16(b[l4+2:], right)
 		}
-		quoted := blank(b, l4+8, note)
-		_ = quoted // a port that is not this packet's
+		blank(b, l4+8) // its port is not this packet's
 	}
 	return port
 }
