@@ -306,7 +306,7 @@ func TestLearningMoves(t *testing.T) {
 				signal(daemons.end)
 			}
 			if daemons.name == "awake" {
-				tw.follows(daemons.name+", "+entry+" entry, all moves done", "b1", "h1 decap fast, h2 encap fast")
+				tw.follows(daemons.name+", "+entry+" entry, all moves done", "b1", "h1 decap port_kind, h1 deliver fast, h2 encap fast")
 			}
 			for _, h := range []string{"h1", "h2", "h3"} {
 				for _, lab := range []lab{tw.kernel, tw.vxbpf} {
@@ -363,7 +363,7 @@ func TestLearningHijack(t *testing.T) {
 	tw.both("h1", "bridge fdb replace "+roamer.String()+" dev encap-mgmt dst 192.0.2.12 self static",
 		"bridge fdb replace "+roamer.String()+" dev encap-mgmt master static")
 	tw.speak("b2", broadcast, 0x88b5)
-	tw.follows("m at b2, static", "a1", "h1 encap fast, h2 decap fast")
+	tw.follows("m at b2, static", "a1", "h1 encap fast, h2 decap port_kind, h2 deliver fast")
 	for _, at := range []struct {
 		name, from, path string
 		frame            []byte
@@ -419,33 +419,33 @@ func TestLearningDestinations(t *testing.T) {
 	}
 	entry := "bridge fdb replace " + roamer.String() + " dev encap-mgmt self static "
 	for _, c := range []struct{ name, h1, path string }{
-		{"one VTEP", entry + "dst 192.0.2.12", "h1 encap fast, h2 decap fast"},
-		{"two VTEPs, of which the kernel takes the first", "bridge fdb append " + roamer.String() + " dev encap-mgmt self static dst 192.0.2.13", "h1 encap fast, h2 decap fast"},
-		{"the other VTEP", entry + "dst 192.0.2.13", "h1 encap fast, h3 decap fast"},
+		{"one VTEP", entry + "dst 192.0.2.12", "h1 encap fast, h2 decap port_kind, h2 deliver fast"},
+		{"two VTEPs, of which the kernel takes the first", "bridge fdb append " + roamer.String() + " dev encap-mgmt self static dst 192.0.2.13", "h1 encap fast, h2 decap port_kind, h2 deliver fast"},
+		{"the other VTEP", entry + "dst 192.0.2.13", "h1 encap fast, h3 decap port_kind, h3 deliver fast"},
 		{"another UDP port", entry + "dst 192.0.2.12 port 4790", "h1 encap dst_unknown"},
 		{"another VNI", entry + "dst 192.0.2.12 vni 237", "h1 encap dst_unknown"},
-		{"a device", entry + "dst 192.0.2.12 via eth2", "h1 encap dst_unknown, h2 decap fast"},
+		{"a device", entry + "dst 192.0.2.12 via eth2", "h1 encap dst_unknown, h2 decap port_kind, h2 deliver fast"},
 		{"a host that does not answer ARP", entry + "dst 192.0.2.99", "h1 encap fast"},
 		{"a host without a route: on the link, since there is a device", entry + "dst 203.0.113.9", "h1 encap fast"},
 		{"from a control plane", "bridge fdb del " + roamer.String() + " dev encap-mgmt self\n" +
-			"bridge fdb replace " + roamer.String() + " dev encap-mgmt self extern_learn dst 192.0.2.12", "h1 encap fast, h2 decap fast"},
+			"bridge fdb replace " + roamer.String() + " dev encap-mgmt self extern_learn dst 192.0.2.12", "h1 encap fast, h2 decap port_kind, h2 deliver fast"},
 		{
 			"a next hop group of one, learning: the kernel drops what comes from there",
-			"bridge fdb del " + roamer.String() + " dev encap-mgmt self\n" + entry + "nhid 10", "h1 encap dst_unknown, h2 decap fast",
+			"bridge fdb del " + roamer.String() + " dev encap-mgmt self\n" + entry + "nhid 10", "h1 encap dst_unknown, h2 decap port_kind, h2 deliver fast",
 		},
-		{"a next hop group of one, no learning", "ip link set encap-mgmt type vxlan id 236 nolearning", "h1 encap fast, h2 decap fast"},
-		{"the group has another member", "ip nexthop replace id 10 group 2 fdb", "h1 encap fast, h3 decap fast"},
-		{"the member has another address", "ip nexthop replace id 2 via 192.0.2.12 fdb", "h1 encap fast, h2 decap fast"},
-		{"and its own again", "ip nexthop replace id 2 via 192.0.2.13 fdb", "h1 encap fast, h3 decap fast"},
+		{"a next hop group of one, no learning", "ip link set encap-mgmt type vxlan id 236 nolearning", "h1 encap fast, h2 decap port_kind, h2 deliver fast"},
+		{"the group has another member", "ip nexthop replace id 10 group 2 fdb", "h1 encap fast, h3 decap port_kind, h3 deliver fast"},
+		{"the member has another address", "ip nexthop replace id 2 via 192.0.2.12 fdb", "h1 encap fast, h2 decap port_kind, h2 deliver fast"},
+		{"and its own again", "ip nexthop replace id 2 via 192.0.2.13 fdb", "h1 encap fast, h3 decap port_kind, h3 deliver fast"},
 		{"the group grows", "ip nexthop replace id 10 group 1/2 fdb", ""},
-		{"the group shrinks", "ip nexthop replace id 10 group 1 fdb", "h1 encap fast, h2 decap fast"},
+		{"the group shrinks", "ip nexthop replace id 10 group 1 fdb", "h1 encap fast, h2 decap port_kind, h2 deliver fast"},
 		{"a group of two", entry + "nhid 20", ""},
-		{"the first of two is gone", "ip nexthop del id 1", "h1 encap fast, h3 decap fast"},
-		{"the group is gone", "ip nexthop del id 20", "h1 encap dst_unknown, h2 decap fast, h3 decap fast"},
+		{"the first of two is gone", "ip nexthop del id 1", "h1 encap fast, h3 decap port_kind, h3 deliver fast"},
+		{"the group is gone", "ip nexthop del id 20", "h1 encap dst_unknown, h2 decap port_kind, h2 deliver fast, h3 decap port_kind, h3 deliver fast"},
 		{"everybody, once more than there are", entry + "dst 192.0.2.12\nbridge fdb append 00:00:00:00:00:00 dev encap-mgmt dst 192.0.2.99\n" +
-			"bridge fdb append 00:00:00:00:00:00 dev encap-mgmt dst 192.0.2.13 vni 237", "h1 encap fast, h2 decap fast"},
+			"bridge fdb append 00:00:00:00:00:00 dev encap-mgmt dst 192.0.2.13 vni 237", "h1 encap fast, h2 decap port_kind, h2 deliver fast"},
 		{"nobody but one", "bridge fdb del 00:00:00:00:00:00 dev encap-mgmt dst 192.0.2.12\n" +
-			"bridge fdb del 00:00:00:00:00:00 dev encap-mgmt dst 192.0.2.13 vni 237", "h1 encap fast, h2 decap fast"},
+			"bridge fdb del 00:00:00:00:00:00 dev encap-mgmt dst 192.0.2.13 vni 237", "h1 encap fast, h2 decap port_kind, h2 deliver fast"},
 	} {
 		tw.both("h1", lines(c.h1)...)
 		if c.path != "" {
