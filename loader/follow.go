@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"github.com/vxbpf/vxbpf/loader/kernel"
+	"github.com/vxbpf/vxbpf/loader/netfilter"
+	vxmaps "github.com/vxbpf/vxbpf/maps"
+	"github.com/vxbpf/vxbpf/maps/fdb"
+)
+
+func (d *Daemon) renew() error { return d.dp.maps.Control.SetLease(vxmaps.Now() + leaseTime) }
+
+// follow is the mirror's loop.
+func (d *Daemon) follow(ctx context.Context, events <-chan []kernel.Event, rules <-chan struct{}) error {
+	lease := time.NewTicker(leaseRenew)
+	defer lease.Stop()
+	full := time.NewTicker(resyncEvery)
+	defer full.Stop()
+	soon := make(<-chan time.Time) // a dump that was asked for, after a pause
+	ripe := make(<-chan time.Time) // pending entries, when they can be confirmed
+	var look <-chan time.Time      // at the packet filter
+	waiting := false
+	pending := false
+	for {
+		again := false
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case batch := <-events:
+			var err error
+			if again, err = d.handle(batch); err != nil {
+				return err
+			}
+		case _, ok := <-rules:
+			if !ok {
+				rules = nil // until the next resync looks
+			} else if look == nil {
+				look = time.After(100 * time.Millisecond) // some tools change rules many times in a row
+			}
+		case <-look:
+			look = nil
+			d.readRules(d.view)
+			if err := d.sync(); err != nil {
+				return err
+			}
+		case <-lease.C:
+			if err := d.renew(); err != nil {
+				return err
+			}
+			d.tell("probe neighbours", d.vteps.keepAlive(d.view))
+			if err := d.followPathMTU(); err != nil {
+				return err
+			}
+			if err := d.mend(); err != nil {
+				return err
+			}
+		case <-full.C:
+			// Path MTUs are learnt without an event, and entries that a program
+			// removed may be right after all.
+			again = true
+		case <-ripe:
+			waiting = false
+			if err := d.confirm(); err != nil {
+				return err
+			}
+		case <-soon:
+			pending = false
+			if err := d.resync(); err != nil {
+				return err
+			}
+		}
+		if again && !pending {
+			pending = true
+			soon = time.After(100 * time.Millisecond)
+		}
+		if len(d.pending) > 0 && !waiting {
+			waiting = true
+			ripe = time.After(settle)
+		}
+		if d.dirty {
+			d.dirty = false
+			d.tell("write state", d.state.write(d.opt.runDir()))
+		}
+	}
+}
+
+// followPathMTU asks for the routes again when the underlay said that a packet
+// was too big: the kernel learns a path MTU without an event.
+func (d *Daemon) followPathMTU() error {
+	at, err := d.dp.maps.Control.TooBig()
+	if err != nil || at == d.tooBig {
+		return err
+	}
+	d.tooBig = at
+	return d.vteps.updateAll(d.view)
+}
+
+func (d *Daemon) readAddresses() (map[netip.Addr]bool, error) {
+	all, err := d.h.Addresses()
+	if err != nil {
+		return nil, err
+	}
+	set := make(map[netip.Addr]bool, len(all))
+	for _, a := range all {
+		set[a.Prefix.Addr()] = true
+	}
+	return set, nil
+}
+
+// readRules looks at the packet filter. Rules that cannot be read may be any, so nothing goes around them.
+func (d *Daemon) readRules(v *view) {
+	r, err := netfilter.Read(v.rules)
+	v.rules, v.unread = r, ""
+	if err != nil {
+		v.unread = oneLine(err)
+		d.log.Warn("networks without bypass_netfilter stay on the slow path", "err", err)
+	}
+}
+
+// handle takes a batch of events into the view, then brings the maps in line.
+// again asks for a full dump.
+func (d *Daemon) handle(batch []kernel.Event) (again bool, err error) {
+	links, paths := false, false
+	macs := map[*network]map[fdb.MAC]bool{}
+	touch := func(e kernel.FDBEntry) {
+		for _, n := range d.fast() {
+			if e.Self && n.link.Index == e.Link || !e.Self && n.bridge.Index == e.Bridge {
+				if macs[n] == nil {
+					macs[n] = map[fdb.MAC]bool{}
+				}
+				macs[n][e.MAC] = true
+			}
+		}
+	}
+	for _, e := range batch {
+		switch e := e.(type) {
+		case kernel.LinkChanged:
+			if old, ok := d.view.links[e.Index]; !ok || !sameLink(old, e.Link) {
+				links = true
+			}
+			d.view.links[e.Index] = e.Link
+		case kernel.LinkGone:
+			delete(d.view.peers, e.Index)
+			delete(d.view.links, e.Index)
+			delete(d.view.bridgeFDB, e.Index)
+			delete(d.view.vxlanFDB, e.Index)
+			links = true
+		case kernel.PortChanged:
+			l, ok, err := d.h.LinkByIndex(e.Index)
+			if err != nil {
+				return again, err
+			}
+			if ok {
+				d.view.links[e.Index] = l
+			}
+			links = true
+		case kernel.PortGone:
+			if l, ok := d.view.links[e.Index]; ok && l.Master == e.Bridge {
+				l.Master, l.Port = 0, nil
+				d.view.links[e.Index] = l
+			}
+			links = true
+		case kernel.FDBChanged:
+			d.view.setFDB(e.FDBEntry)
+			touch(e.FDBEntry)
+			// A new address at a port: its peer may have been given it.
+			if l, ok := d.view.links[e.Link]; ok && !e.Self && l.PeerElsewhere && e.MAC != d.view.peers[l.Index] {
+				changed, err := d.readPeer(l)
+				if err != nil {
+					return again, err
+				}
+				links = links || changed
+			}
+		case kernel.FDBGone:
+			d.view.delFDB(e.FDBEntry)
+			touch(e.FDBEntry)
+		case kernel.NeighbourChanged:
+			k := neighbourKey{e.Link, e.IP}
+			d.view.neighbours[k] = e.Neighbour
+			if err := d.vteps.neighbour(k, d.view); err != nil {
+				return again, err
+			}
+		case kernel.NeighbourGone:
+			k := neighbourKey{e.Link, e.IP}
+			delete(d.view.neighbours, k)
+			if err := d.vteps.neighbour(k, d.view); err != nil {
+				return again, err
+			}
+		case kernel.RouteChanged:
+			paths = true
+		case kernel.AddressChanged:
+			if d.view.addresses, err = d.readAddresses(); err != nil {
+				return again, err
+			}
+			links = true
+		case kernel.QdiscChanged:
+			links = true
+		case kernel.NextHopChanged:
+			if d.view.nextHops, err = d.h.NextHops(); err != nil {
+				return again, err
+			}
+			links = true
+		case kernel.Overrun:
+			d.log.Warn("rtnetlink events were lost, reading everything again", "err", e.Err)
+			again = true
+		}
+	}
+	if links || paths {
+		if err := d.vteps.updateAll(d.view); err != nil {
+			return again, err
+		}
+	}
+	if links {
+		return again, d.sync()
+	}
+	now := vxmaps.Now()
+	for n, set := range macs {
+		for mac := range set {
+			if err := d.syncMAC(n, mac, now); err != nil {
+				return again, err
+			}
+		}
+	}
+	return again, nil
+}
+
+// sameLink ignores what the data path does not depend on.
+func sameLink(a, b kernel.Link) bool {
+	a.Carrier, b.Carrier, a.Alias, b.Alias = false, false, "", ""
+	return a.Index == b.Index && a.Name == b.Name && a.Kind == b.Kind && a.MAC == b.MAC && a.MTU == b.MTU && a.Up == b.Up &&
+		a.Master == b.Master && a.PeerElsewhere == b.PeerElsewhere && a.Peer == b.Peer && a.PeerNS == b.PeerNS && same(a.Bridge, b.Bridge) && same(a.VXLAN, b.VXLAN) && same(a.Port, b.Port)
+}
+
+func same[T comparable](a, b *T) bool { return a == b || a != nil && b != nil && *a == *b }

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/vxbpf/vxbpf/loader/config"
+	vxmaps "github.com/vxbpf/vxbpf/maps"
+	"github.com/vxbpf/vxbpf/maps/fdb"
+)
+
+// open loads the programs if any network wants them. why is the reason for
+// running without although some network would have liked to.
+func (d *Daemon) open(cfg *config.Config) (why string, err error) {
+	wanted, forced := 0, false
+	for i := range cfg.Networks {
+		if cfg.Networks[i].Datapath != config.Kernel {
+			wanted++
+		}
+		forced = forced || cfg.Networks[i].Datapath == config.TC
+	}
+	if wanted == 0 {
+		return "", nil
+	}
+	d.dp, err = openDatapath(d.opt.pinDir(), sizesFor(len(cfg.Networks)))
+	if err == nil {
+		d.at, err = d.newAttacher()
+	}
+	if err == nil {
+		return "", nil
+	}
+	if forced {
+		return "", fmt.Errorf("datapath tc: %w (datapath auto would fall back to kernel vxlan)", err)
+	}
+	if !cannotRun(err) {
+		return "", err
+	}
+	if d.dp != nil {
+		err = errors.Join(err, d.dp.close())
+		d.dp = nil
+	}
+	return oneLine(err), nil
+}
+
+// cannotRun: this host does not let BPF run, as opposed to something being wrong with it.
+func cannotRun(err error) bool {
+	var verifier *ebpf.VerifierError
+	return errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) ||
+		errors.Is(err, unix.ENOSYS) || errors.As(err, &verifier) || errors.Is(err, unix.ENODEV)
+}
+
+// oneLine is for status and the log; a verifier's whole log is for -v.
+func oneLine(err error) string {
+	s, _, _ := strings.Cut(err.Error(), "\n")
+	return s
+}
+
+func (d *Daemon) newAttacher() (attacher, error) {
+	links := filepath.Join(d.opt.pinDir(), "links")
+	byClsact := func() (attacher, error) {
+		c, err := d.newClsact()
+		if err != nil {
+			return nil, err
+		}
+		return c, nil
+	}
+	if d.opt.Attach == "clsact" {
+		return byClsact()
+	}
+	err := haveTCX(1, d.dp.objs.VxTcEncap) // loopback, in every namespace
+	if err == nil {
+		return &tcx{dir: links}, nil
+	}
+	if d.opt.Attach == "tcx" || !errors.Is(err, ebpf.ErrNotSupported) {
+		return nil, fmt.Errorf("try tcx: %w", err)
+	}
+	return byClsact()
+}
+
+func (d *Daemon) newClsact() (*clsact, error) {
+	return newClsact(d.opt.Instance,
+		func(i int) bool { return slices.Contains(d.state.Qdiscs, i) },
+		func(i int, made bool) error {
+			have := slices.Contains(d.state.Qdiscs, i)
+			if have == made {
+				return nil
+			}
+			d.state.Qdiscs = slices.DeleteFunc(d.state.Qdiscs, func(q int) bool { return q == i })
+			if made {
+				d.state.Qdiscs = append(d.state.Qdiscs, i)
+			}
+			return d.state.write(d.opt.runDir())
+		})
+}
+
+// number gives each network its place in the maps: the one it has there already, or a free one.
+func (d *Daemon) number(cfg *config.Config, why string) error {
+	taken := map[fdb.NetID]bool{}
+	ids := map[vxmaps.NetworkKey]fdb.NetID{}
+	if d.dp != nil {
+		have, err := d.dp.maps.Networks.All()
+		if err != nil {
+			return err
+		}
+		d.networks = have
+		for k, n := range have {
+			ids[k] = n.Net
+			taken[n.Net] = true
+		}
+	}
+	next := fdb.NetID(1)
+	for i := range d.plan.Resolved {
+		r := &d.plan.Resolved[i]
+		n := &network{cfg: *r.Config, local: r.Local}
+		n.cfg.Underlay.Device = r.Device.Name
+		d.nets = append(d.nets, n)
+		switch {
+		case n.cfg.Datapath == config.Kernel:
+			n.fallback = "datapath: kernel in the config"
+		case d.dp == nil:
+			n.fallback = why
+		}
+		if n.fallback != "" {
+			if n.cfg.MSSClamp != config.MSSOff {
+				d.log.Warn("mss_clamp has no effect: only BPF clamps", "vni", n.cfg.VNI, "err", n.fallback)
+			}
+			continue
+		}
+		id, ok := ids[n.key()]
+		if !ok {
+			for taken[next] {
+				next++
+			}
+			if uint32(next) >= d.dp.maps.Counters.Networks() {
+				return fmt.Errorf("number network %s: the maps hold %d networks", n.cfg.Name, d.dp.maps.Counters.Networks()-1)
+			}
+			id = next
+			taken[id] = true
+			if err := d.dp.maps.Counters.Reset(id); err != nil {
+				return err
+			}
+		}
+		n.id = id
+	}
+	return nil
+}
+
+// fast are the networks on BPF.
+func (d *Daemon) fast() (out []*network) {
+	for _, n := range d.nets {
+		if n.fallback == "" {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// start fills the maps, then attaches: a program never runs over maps that are not there yet.
+func (d *Daemon) start() error {
+	var err error
+	if d.vteps, err = newVTEPs(d.dp.maps.VTEPs, d.h); err != nil {
+		return err
+	}
+	if d.ports, err = d.dp.maps.Ports.All(); err != nil {
+		return err
+	}
+	if d.watch, err = d.newClsact(); err != nil {
+		return err
+	}
+	have, err := d.at.present()
+	if err != nil {
+		return err
+	}
+	for _, h := range have {
+		d.hooks[h] = true
+	}
+	if err := d.resync(); err != nil {
+		return err
+	}
+	for range 5 { // what moves all the time comes later
+		if len(d.pending) == 0 {
+			break
+		}
+		time.Sleep(settle)
+		if err := d.confirm(); err != nil {
+			return err
+		}
+	}
+	// Only now: what an earlier run left in the maps may have been wrong for long.
+	if err := d.renew(); err != nil {
+		return err
+	}
+	if err := d.vteps.sweep(); err != nil {
+		return err
+	}
+	return errors.Join(d.detachOther(), d.dp.prune())
+}
+
+// detachOther takes off what an earlier run attached in the other way, tcx or
+// clsact: attached twice, a packet would be looked at twice.
+func (d *Daemon) detachOther() error {
+	var other attacher = &tcx{dir: filepath.Join(d.opt.pinDir(), "links")}
+	if d.at.name() == "tcx" {
+		c, err := d.newClsact()
+		if err != nil {
+			return err
+		}
+		other = c
+	}
+	defer other.close()
+	hooks, err := other.present()
+	if err != nil {
+		return err
+	}
+	for _, h := range hooks {
+		if err := other.detach(h); err != nil {
+			return err
+		}
+		d.log.Info("left-over program taken off", "program", h.program, "dev", d.devName(h.ifindex), "mode", other.name())
+	}
+	return nil
+}
+
+func (d *Daemon) byID(id fdb.NetID) *network {
+	for _, n := range d.nets {
+		if n.id == id && id != 0 {
+			return n
+		}
+	}
+	return nil
+}

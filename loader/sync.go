@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"cmp"
+	"errors"
+	"maps"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/vxbpf/vxbpf/loader/kernel"
+	vxmaps "github.com/vxbpf/vxbpf/maps"
+	"github.com/vxbpf/vxbpf/maps/fdb"
+)
+
+// sysctls are the defaults that the vxlan device reads per packet.
+type sysctls struct {
+	low, high uint16
+}
+
+func readSysctls(h *kernel.Handle) (s sysctls, err error) {
+	s.low, s.high, err = h.LocalPortRange()
+	return s, err
+}
+
+// sync brings maps and hooks in line with the view. What is new goes into the
+// maps before a program can look for it, and what goes is taken off before its
+// entries are.
+func (d *Daemon) sync() error {
+	now := vxmaps.Now()
+	wantPorts := map[uint32]vxmaps.Port{}
+	wantNets := map[vxmaps.NetworkKey]vxmaps.Network{}
+	wantHooks := map[hook]string{}
+	wantFDB := fdb.Table{}
+	if err := d.readTC(); err != nil {
+		return err
+	}
+	for _, n := range d.fast() {
+		n.resolve(d.view)
+		for _, l := range d.view.ports(n) {
+			if _, err := d.readPeer(l); err != nil {
+				return err
+			}
+		}
+		if n.off != n.told {
+			n.told = n.off
+			d.log.Info("network changed", "vni", n.cfg.VNI, "mode", n.mode(), "err", n.off)
+		}
+		off := n.off != ""
+		if n.bridge.Index == 0 || n.link.Index == 0 {
+			// Its links are gone: nothing to attach to, and packets are the kernel's.
+			wantNets[n.key()] = vxmaps.Network{Net: n.id, Local: n.local, Off: true}
+			continue
+		}
+		age := n.ageing()
+		wantNets[n.key()] = vxmaps.Network{Net: n.id, Local: n.local, Ageing: age, Refresh: refresh(age), Off: off,
+			MSS: n.mss(), ZeroCsum6: n.link.VXLAN.UDPZeroCsum6RX}
+		port := vxmaps.Port{Net: n.id, VNI: n.cfg.VNI, MTU: mtu16(n.link.MTU), MSS: n.mss(), Ageing: age, Refresh: refresh(age), Off: off}
+		for _, l := range d.view.ports(n) {
+			p := port
+			ok, _ := d.view.fastPort(n, l)
+			p.Off = off || !ok
+			wantPorts[uint32(l.Index)] = p
+			wantHooks[hook{"vx_tc_encap", l.Index, false}] = l.Name
+		}
+		wantPorts[uint32(n.bridge.Index)] = port
+		wantHooks[hook{"vx_tc_encap", n.bridge.Index, true}] = n.bridge.Name
+		wantPorts[uint32(n.link.Index)] = port
+		wantHooks[hook{"vx_tc_deliver", n.link.Index, false}] = n.link.Name
+		wantHooks[hook{"vx_tc_moved", n.link.Index, true}] = n.link.Name
+		if dev, ok := d.view.linkByName(n.cfg.Underlay.Device); ok {
+			wantHooks[hook{"vx_tc_decap", dev.Index, false}] = dev.Name
+		}
+		maps.Copy(wantFDB, d.view.table(n, now))
+	}
+
+	// Entries that must not be used any more go first.
+	for k := range d.fdb {
+		if _, ok := wantFDB[k]; !ok {
+			if err := d.delEntry(k); err != nil {
+				return err
+			}
+		}
+	}
+	for k, v := range wantNets {
+		if err := d.dp.maps.Networks.Put(k, v); err != nil {
+			return err
+		}
+	}
+	for i, v := range wantPorts {
+		if old, ok := d.ports[i]; !ok || old != v {
+			if err := d.dp.maps.Ports.Put(i, v); err != nil {
+				return err
+			}
+		}
+	}
+	for k, e := range wantFDB {
+		if err := d.putEntry(k, e); err != nil {
+			return err
+		}
+	}
+	refused := map[hook]string{}
+	for h, dev := range wantHooks {
+		// One device that takes no program does not stop the others: its packets are the kernel's.
+		if err := d.attach(h, dev); err != nil {
+			refused[h] = oneLine(err)
+			if d.refused[h] != refused[h] {
+				d.log.Warn("stays on the slow path", "dev", dev, "err", err)
+			}
+		}
+	}
+	d.refused = refused
+	for h := range d.hooks {
+		if _, ok := wantHooks[h]; !ok {
+			if err := d.at.detach(h); err != nil {
+				return err
+			}
+			delete(d.hooks, h)
+		}
+	}
+	for i := range d.ports {
+		if _, ok := wantPorts[i]; !ok {
+			if err := d.dp.maps.Ports.Delete(i); err != nil {
+				return err
+			}
+		}
+	}
+	for k := range d.networks {
+		if _, ok := wantNets[k]; !ok {
+			if err := d.dp.maps.Networks.Delete(k); err != nil {
+				return err
+			}
+		}
+	}
+	d.ports, d.networks = wantPorts, wantNets
+	d.publish()
+	return nil
+}
+
+// readPeer asks for the address of a port's veth peer. changed: it is another than we knew.
+func (d *Daemon) readPeer(l kernel.Link) (changed bool, err error) {
+	if !l.PeerElsewhere {
+		return false, nil
+	}
+	old, known := d.view.peers[l.Index]
+	mac, ok, err := d.h.PeerMAC(l)
+	switch {
+	case err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EPERM):
+		return false, err
+	case err != nil || !ok: // it went, or its namespace did; or is none of our business: then the port is no peer to us
+		delete(d.view.peers, l.Index)
+		return known, nil
+	}
+	d.view.peers[l.Index] = mac
+	return !known || mac != old, nil
+}
+
+// readTC looks for other people's filters, programs and shaping on our devices.
+func (d *Daemon) readTC() error {
+	byTCX := d.at.name() == "tcx"
+	others, err := d.watch.others(byTCX)
+	if err != nil {
+		return err
+	}
+	d.view.tc = others
+	for _, n := range d.fast() {
+		n.resolve(d.view)
+		devs := append(d.view.ports(n), n.link, n.bridge)
+		if dev, ok := d.view.linkByName(n.cfg.Underlay.Device); ok {
+			devs = append(devs, dev)
+		}
+		for _, l := range devs {
+			f := others[l.Index]
+			in, err := after(l.Index, false, d.ours)
+			if err != nil {
+				return err
+			}
+			out, err := after(l.Index, true, d.ours)
+			if err != nil {
+				return err
+			}
+			if f.ingress, f.egress = cmp.Or(f.ingress, in), cmp.Or(f.egress, out); f != (foreign{}) {
+				others[l.Index] = f
+			}
+		}
+	}
+	return nil
+}
+
+// ours reports whether a program is of this instance: of this load, or of an
+// earlier one that has not been replaced yet.
+func (d *Daemon) ours(id ebpf.ProgramID) bool {
+	if d.mine == nil {
+		d.mine = map[ebpf.ProgramID]bool{}
+	}
+	known, ok := d.mine[id]
+	if ok {
+		return known
+	}
+	p, err := ebpf.NewProgramFromID(id)
+	if err != nil {
+		return false
+	}
+	defer p.Close()
+	info, err := p.Info()
+	known = err == nil && strings.HasPrefix(info.Name, "vx_tc_")
+	d.mine[id] = known
+	return known
+}
+
+// attach is done at every sync, not only at new hooks: it finds its program in
+// place, or puts it back.
+func (d *Daemon) attach(h hook, dev string) error {
+	prog, err := program(d.dp.objs.ProgramSet(), h.program)
+	if err != nil {
+		return err
+	}
+	if err := d.at.attach(h, dev, prog); err != nil {
+		if l, ok, lerr := d.h.LinkByIndex(h.ifindex); lerr == nil && (!ok || l.Name != dev) {
+			return nil // it went or was renamed while we looked: its event is on the way
+		}
+		return err
+	}
+	d.hooks[h] = true
+	return nil
+}
