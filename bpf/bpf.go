@@ -86,6 +86,15 @@ const (
 	ReasonMax   = uint32(vxReasonREASON_MAX)
 )
 
+// Ways of a VTEP's packets, the second part of an index of vx_vtep_count.
+const (
+	WaySentFast     = uint32(vxWayWAY_SENT_FAST)
+	WaySentSlow     = uint32(vxWayWAY_SENT_SLOW)
+	WayReceivedFast = uint32(vxWayWAY_RECEIVED_FAST)
+	WayReceivedSlow = uint32(vxWayWAY_RECEIVED_SLOW)
+	WayMax          = uint32(vxWayWAY_MAX)
+)
+
 // Indexes of vx_control.
 const (
 	ControlLease   = uint32(vxControlKeyCONTROL_LEASE)

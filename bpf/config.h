@@ -22,3 +22,6 @@ volatile const __u64 vx_hash_seed = 0;
 
 /* bpf_skb_adjust_room knows BPF_F_ADJ_ROOM_DECAP_L3_* (6.3): an inner packet of another family than the outer one. */
 volatile const __u8 vx_have_decap_l3 = 1;
+
+/* 2: count by network, hook and reason, and by VTEP. 1: the former only. 0: nothing; to measure what counting costs. */
+volatile const __u8 vx_counting = 2;

@@ -59,3 +59,12 @@ struct {
 	__type(key, __u32);
 	__type(value, struct counter);
 } vx_count SEC(".maps");
+
+/* index into vx_vtep * WAY_MAX + way -> counter, one per CPU. Programs add; the daemon empties what it gives to
+ * another VTEP. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1024 * WAY_MAX);
+	__type(key, __u32);
+	__type(value, struct counter);
+} vx_vtep_count SEC(".maps");

@@ -263,6 +263,23 @@ func (l *lab) reset(t testing.TB) {
 	for _, n := range []fdb.NetID{0, netID, otherID} {
 		must(l.set.Counters.Reset(n))
 	}
+	for i := range uint32(indexVTEPBad + 1) {
+		must(l.set.ByVTEP.Reset(i))
+	}
+}
+
+// traffic sums up what was counted for all VTEPs.
+func (l *lab) traffic() (sum maps.Traffic) {
+	for i := range uint32(indexVTEPBad + 1) {
+		one, err := l.set.ByVTEP.Read(i)
+		must(err)
+		for _, p := range [][2]*maps.Count{{&sum.SentFast, &one.SentFast}, {&sum.SentSlow, &one.SentSlow},
+			{&sum.ReceivedFast, &one.ReceivedFast}, {&sum.ReceivedSlow, &one.ReceivedSlow}} {
+			p[0].Packets += p[1].Packets
+			p[0].Bytes += p[1].Bytes
+		}
+	}
+	return sum
 }
 
 func key(m fdb.MAC) bpf.FDBKey { return bpf.NewFDBKey(uint16(netID), m) }
@@ -575,6 +592,22 @@ func (l *lab) judge(t testing.TB, c progCase, verdict int, out []byte) {
 		if none, err := l.set.Counters.Read(n); err != nil || len(none) != 0 {
 			t.Errorf("network %d counted: %v %v", n, none, err)
 		}
+	}
+	// A VTEP's packet is counted once: what is fast where it was met, what is not where it goes on to the bridge.
+	n, by, none := maps.Count{}, l.traffic(), maps.Traffic{}
+	if !c.foreign {
+		n = want[c.hook][c.reason]
+	}
+	switch {
+	case c.foreign, c.hook == bpf.HookDecap && c.reason != bpf.Fast:
+		if by != none {
+			t.Errorf("counted for a VTEP: %+v", by)
+		}
+	case c.reason == bpf.Fast && c.hook == bpf.HookEncap && by != maps.Traffic{SentFast: n},
+		c.reason == bpf.Fast && c.hook != bpf.HookEncap && by != maps.Traffic{ReceivedFast: n},
+		c.reason != bpf.Fast && c.hook == bpf.HookEncap && by != none && by != maps.Traffic{SentSlow: n},
+		c.reason != bpf.Fast && c.hook == bpf.HookDeliver && by != none && by != maps.Traffic{ReceivedSlow: n}:
+		t.Errorf("by VTEP: %+v, for %v %v of %+v", by, c.hook, c.reason, n)
 	}
 	if c.foreign || c.reason != bpf.Fast {
 		if verdict != actUnspec {

@@ -55,6 +55,19 @@ enum reason {
 	REASON_MAX = 64,
 };
 
+/*
+ * A VTEP's share of the packets, by direction and way: the second part of an
+ * index of vx_vtep_count. Sent: towards a known MAC behind it. Received: from a MAC
+ * that is known to live there, and counted where its way ends, so once.
+ */
+enum way {
+	WAY_SENT_FAST,
+	WAY_SENT_SLOW,
+	WAY_RECEIVED_FAST,
+	WAY_RECEIVED_SLOW,
+	WAY_MAX,
+};
+
 enum entry_kind {
 	KIND_REMOTE = 1,
 	KIND_PEER = 2,

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Counting, and the clock. The only place that touches vx_count, so no packet
- * that an entry point has an opinion on goes uncounted.
+ * Counting, and the clock. The only place that touches vx_count and vx_vtep_count, so
+ * no packet that an entry point has an opinion on goes uncounted.
  */
 #pragma once
 
+#include "config.h"
 #include "maps.h"
 
 /* ns */
@@ -12,15 +13,29 @@
 #define TOO_BIG_HOLD 3000000000LL
 #define TOO_BIG_EXPIRES 600000000000LL
 
-static __always_inline void count(__u32 net, enum hook hook, __u32 reason, __u32 packets, __u32 bytes)
+static __always_inline void add(struct counter *c, __u32 packets, __u32 bytes)
 {
-	__u32 key = (net * HOOK_MAX + hook) * REASON_MAX + (reason & (REASON_MAX - 1));
-	struct counter *c = bpf_map_lookup_elem(&vx_count, &key);
-
 	if (c) {
 		c->packets += packets ?: 1;
 		c->bytes += bytes;
 	}
+}
+
+static __always_inline void count(__u32 net, enum hook hook, __u32 reason, __u32 packets, __u32 bytes)
+{
+	__u32 key = (net * HOOK_MAX + hook) * REASON_MAX + (reason & (REASON_MAX - 1));
+
+	if (vx_counting > 0)
+		add(bpf_map_lookup_elem(&vx_count, &key), packets, bytes);
+}
+
+/* `vtep` 0: behind no VTEP that we know. */
+static __always_inline void count_vtep(__u32 vtep, enum way way, __u32 packets, __u32 bytes)
+{
+	__u32 key = vtep * WAY_MAX + way;
+
+	if (vx_counting > 1 && vtep)
+		add(bpf_map_lookup_elem(&vx_vtep_count, &key), packets, bytes);
 }
 
 /* The lease is good: a daemon followed the kernel within the last seconds. */

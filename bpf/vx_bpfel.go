@@ -181,6 +181,16 @@ const (
 	vxVtepFlagVTEP_KNOWN       vxVtepFlag = 256
 )
 
+type vxWay uint32
+
+const (
+	vxWayWAY_SENT_FAST     vxWay = 0
+	vxWayWAY_SENT_SLOW     vxWay = 1
+	vxWayWAY_RECEIVED_FAST vxWay = 2
+	vxWayWAY_RECEIVED_SLOW vxWay = 3
+	vxWayWAY_MAX           vxWay = 4
+)
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -191,6 +201,7 @@ const (
 	vxMapVxPort          = "vx_port"
 	vxMapVxVni           = "vx_vni"
 	vxMapVxVtep          = "vx_vtep"
+	vxMapVxVtepCount     = "vx_vtep_count"
 	vxProgVxTcDecap      = "vx_tc_decap"
 	vxProgVxTcDeliver    = "vx_tc_deliver"
 	vxProgVxTcEncap      = "vx_tc_encap"
@@ -202,6 +213,8 @@ const (
 	vxVarVxBtfPlaceFlag  = "vx_btf_place_flag"
 	vxVarVxBtfReason     = "vx_btf_reason"
 	vxVarVxBtfVtepFlag   = "vx_btf_vtep_flag"
+	vxVarVxBtfWay        = "vx_btf_way"
+	vxVarVxCounting      = "vx_counting"
 	vxVarVxHashSeed      = "vx_hash_seed"
 	vxVarVxHaveDecapL3   = "vx_have_decap_l3"
 	vxVarVxHoldNs        = "vx_hold_ns"
@@ -259,12 +272,13 @@ type vxProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type vxMapSpecs struct {
-	VxControl *ebpf.MapSpec `ebpf:"vx_control"`
-	VxCount   *ebpf.MapSpec `ebpf:"vx_count"`
-	VxFdb     *ebpf.MapSpec `ebpf:"vx_fdb"`
-	VxPort    *ebpf.MapSpec `ebpf:"vx_port"`
-	VxVni     *ebpf.MapSpec `ebpf:"vx_vni"`
-	VxVtep    *ebpf.MapSpec `ebpf:"vx_vtep"`
+	VxControl   *ebpf.MapSpec `ebpf:"vx_control"`
+	VxCount     *ebpf.MapSpec `ebpf:"vx_count"`
+	VxFdb       *ebpf.MapSpec `ebpf:"vx_fdb"`
+	VxPort      *ebpf.MapSpec `ebpf:"vx_port"`
+	VxVni       *ebpf.MapSpec `ebpf:"vx_vni"`
+	VxVtep      *ebpf.MapSpec `ebpf:"vx_vtep"`
+	VxVtepCount *ebpf.MapSpec `ebpf:"vx_vtep_count"`
 }
 
 // vxVariableSpecs contains global variables before they are loaded into the kernel.
@@ -278,6 +292,8 @@ type vxVariableSpecs struct {
 	VxBtfPlaceFlag  *ebpf.VariableSpec `ebpf:"vx_btf_place_flag"`
 	VxBtfReason     *ebpf.VariableSpec `ebpf:"vx_btf_reason"`
 	VxBtfVtepFlag   *ebpf.VariableSpec `ebpf:"vx_btf_vtep_flag"`
+	VxBtfWay        *ebpf.VariableSpec `ebpf:"vx_btf_way"`
+	VxCounting      *ebpf.VariableSpec `ebpf:"vx_counting"`
 	VxHashSeed      *ebpf.VariableSpec `ebpf:"vx_hash_seed"`
 	VxHaveDecapL3   *ebpf.VariableSpec `ebpf:"vx_have_decap_l3"`
 	VxHoldNs        *ebpf.VariableSpec `ebpf:"vx_hold_ns"`
@@ -303,12 +319,13 @@ func (o *vxObjects) Close() error {
 //
 // It can be passed to loadVxObjects or ebpf.CollectionSpec.LoadAndAssign.
 type vxMaps struct {
-	VxControl *ebpf.Map `ebpf:"vx_control"`
-	VxCount   *ebpf.Map `ebpf:"vx_count"`
-	VxFdb     *ebpf.Map `ebpf:"vx_fdb"`
-	VxPort    *ebpf.Map `ebpf:"vx_port"`
-	VxVni     *ebpf.Map `ebpf:"vx_vni"`
-	VxVtep    *ebpf.Map `ebpf:"vx_vtep"`
+	VxControl   *ebpf.Map `ebpf:"vx_control"`
+	VxCount     *ebpf.Map `ebpf:"vx_count"`
+	VxFdb       *ebpf.Map `ebpf:"vx_fdb"`
+	VxPort      *ebpf.Map `ebpf:"vx_port"`
+	VxVni       *ebpf.Map `ebpf:"vx_vni"`
+	VxVtep      *ebpf.Map `ebpf:"vx_vtep"`
+	VxVtepCount *ebpf.Map `ebpf:"vx_vtep_count"`
 }
 
 func (m *vxMaps) Close() error {
@@ -319,6 +336,7 @@ func (m *vxMaps) Close() error {
 		m.VxPort,
 		m.VxVni,
 		m.VxVtep,
+		m.VxVtepCount,
 	)
 }
 
@@ -333,6 +351,8 @@ type vxVariables struct {
 	VxBtfPlaceFlag  *ebpf.Variable `ebpf:"vx_btf_place_flag"`
 	VxBtfReason     *ebpf.Variable `ebpf:"vx_btf_reason"`
 	VxBtfVtepFlag   *ebpf.Variable `ebpf:"vx_btf_vtep_flag"`
+	VxBtfWay        *ebpf.Variable `ebpf:"vx_btf_way"`
+	VxCounting      *ebpf.Variable `ebpf:"vx_counting"`
 	VxHashSeed      *ebpf.Variable `ebpf:"vx_hash_seed"`
 	VxHaveDecapL3   *ebpf.Variable `ebpf:"vx_have_decap_l3"`
 	VxHoldNs        *ebpf.Variable `ebpf:"vx_hold_ns"`

@@ -138,8 +138,11 @@ static __always_inline int send(struct __sk_buff *skb, struct frame *f, const st
 	return bpf_redirect_neigh(v->ifindex, 0, 0, 0);
 }
 
-/* From a bridge port towards a VTEP. Returns a tc verdict (>= 0) or a negative reason. */
-static __always_inline int encap(struct __sk_buff *skb, const struct port *port)
+/*
+ * From a bridge port towards a VTEP. `vtep` is set as soon as it is known. Returns a tc verdict (>= 0) or a negative
+ * reason.
+ */
+static __always_inline int encap(struct __sk_buff *skb, const struct port *port, __u32 *vtep)
 {
 	__u32 gso_size = skb->gso_size; /* once: clang would keep a pointer to the field, which the verifier refuses */
 	struct fdb_entry *src, *dst;
@@ -191,6 +194,7 @@ static __always_inline int encap(struct __sk_buff *skb, const struct port *port)
 		return -DST_UNKNOWN;
 	if (at.kind != KIND_REMOTE)
 		return -DST_LOCAL;
+	*vtep = at.to;
 	err = show ?: usable(dst, at, now, port->ageing);
 	if (err)
 		return err;
@@ -318,10 +322,11 @@ static __always_inline void odd(struct __sk_buff *skb, __u32 off, __u8 proto, co
 /*
  * From the underlay. `net` is set as soon as the packet is known to be ours.
  * Returns a tc verdict (>= 0) or a negative reason; with `net` still 0 the
- * packet is not VXLAN of ours, and not counted. `v6` is a constant: the family
- * of the outer packet.
+ * packet is not VXLAN of ours, and not counted. `vtep` is set as soon as the
+ * packet is known to come from there. `v6` is a constant: the family of the
+ * outer packet.
  */
-static __always_inline int decap(struct __sk_buff *skb, __u32 *net, const int v6)
+static __always_inline int decap(struct __sk_buff *skb, __u32 *net, __u32 *vtep, const int v6)
 {
 	__u32 gso_size = skb->gso_size, len = skb->len;
 	int err, outer, multicast, marks = 0;
@@ -406,6 +411,7 @@ static __always_inline int decap(struct __sk_buff *skb, __u32 *net, const int v6
 	err = from_vtep(&key, at, v6 ? ip6->saddr : &ip4->saddr, v6);
 	if (err)
 		return err;
+	*vtep = at.to;
 	/* The source is checked first: what we would not take, the kernel may. */
 	if (outer == -OUTER_MALFORMED || outer == -OUTER_NOT_LOCAL)
 		return outer;
@@ -470,12 +476,13 @@ slow:
 	return err;
 }
 
-/* After the kernel decapsulated: skip the bridge. Returns a tc verdict (>= 0) or a negative reason. */
-static __always_inline int from_vxlan(struct __sk_buff *skb, const struct port *port)
+/* After the kernel decapsulated: skip the bridge. `vtep` as in decap. Returns a tc verdict (>= 0) or a negative reason.
+ */
+static __always_inline int from_vxlan(struct __sk_buff *skb, const struct port *port, __u32 *vtep)
 {
 	struct fdb_entry *src, *dst;
 	struct fdb_key key;
-	struct place at;
+	struct place at = {}; /* clang reads it early */
 	struct frame f;
 	struct l2 eth;
 	__u64 now;
@@ -504,6 +511,7 @@ static __always_inline int from_vxlan(struct __sk_buff *skb, const struct port *
 		return -SRC_UNKNOWN;
 	if (err)
 		return err;
+	*vtep = at.to;
 	show = due(src, at, now, port->refresh);
 	if (show == -REFRESH)
 		src->seen = now;
@@ -560,33 +568,39 @@ static __always_inline int conclude(__u32 net, enum hook hook, int ret, __u32 pa
 SEC("tc")
 int vx_tc_encap(struct __sk_buff *skb)
 {
-	__u32 ifindex = skb->ifindex, packets = skb->gso_segs, bytes = skb->len;
+	__u32 ifindex = skb->ifindex, packets = skb->gso_segs, bytes = skb->len, vtep = 0;
 	struct port *port = bpf_map_lookup_elem(&vx_port, &ifindex);
+	int ret;
 
 	if (!port)
 		return TC_ACT_UNSPEC;
-	return conclude(port->net, HOOK_ENCAP, encap(skb, port), packets, bytes);
+	ret = encap(skb, port, &vtep);
+	count_vtep(vtep, ret < 0 ? WAY_SENT_SLOW : WAY_SENT_FAST, packets, bytes);
+	return conclude(port->net, HOOK_ENCAP, ret, packets, bytes);
 }
 
 /* tc ingress of the underlay device. */
 SEC("tc")
 int vx_tc_decap(struct __sk_buff *skb)
 {
-	__u32 packets = skb->gso_segs, bytes = skb->len, net = 0;
+	__u32 packets = skb->gso_segs, bytes = skb->len, net = 0, vtep = 0;
 	__be16 proto = skb->protocol;
 	int ret;
 
 	if (proto == bpf_htons(ETH_P_IP)) {
-		ret = decap(skb, &net, 0);
+		ret = decap(skb, &net, &vtep, 0);
 		bytes -= OUTER_LEN(0);
 	} else if (proto == bpf_htons(ETH_P_IPV6)) {
-		ret = decap(skb, &net, 1);
+		ret = decap(skb, &net, &vtep, 1);
 		bytes -= OUTER_LEN(1);
 	} else {
 		return TC_ACT_UNSPEC;
 	}
 	if (!net)
 		return TC_ACT_UNSPEC;
+	/* What the kernel decapsulates is counted at its device. */
+	if (ret >= 0)
+		count_vtep(vtep, WAY_RECEIVED_FAST, packets, bytes);
 	return conclude(net, HOOK_DECAP, ret, packets, bytes);
 }
 
@@ -594,12 +608,15 @@ int vx_tc_decap(struct __sk_buff *skb)
 SEC("tc")
 int vx_tc_deliver(struct __sk_buff *skb)
 {
-	__u32 ifindex = skb->ifindex, packets = skb->gso_segs, bytes = skb->len;
+	__u32 ifindex = skb->ifindex, packets = skb->gso_segs, bytes = skb->len, vtep = 0;
 	struct port *port = bpf_map_lookup_elem(&vx_port, &ifindex);
+	int ret;
 
 	if (!port)
 		return TC_ACT_UNSPEC;
-	return conclude(port->net, HOOK_DELIVER, from_vxlan(skb, port), packets, bytes);
+	ret = from_vxlan(skb, port, &vtep);
+	count_vtep(vtep, ret < 0 ? WAY_RECEIVED_SLOW : WAY_RECEIVED_FAST, packets, bytes);
+	return conclude(port->net, HOOK_DELIVER, ret, packets, bytes);
 }
 
 /*
@@ -652,6 +669,7 @@ volatile const enum place_flag vx_btf_place_flag;
 volatile const enum vtep_flag vx_btf_vtep_flag;
 volatile const enum control_key vx_btf_control_key;
 volatile const enum hook vx_btf_hook;
+volatile const enum way vx_btf_way;
 volatile const enum reason vx_btf_reason;
 
 char _license[] SEC("license") = "Dual BSD/GPL";

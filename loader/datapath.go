@@ -69,6 +69,7 @@ func openDatapath(dir string, want sizes) (*datapath, error) {
 	spec.Maps["vx_fdb"].MaxEntries = want.fdb
 	spec.Maps["vx_port"].MaxEntries = want.ports
 	spec.Maps["vx_vtep"].MaxEntries = want.vteps
+	spec.Maps["vx_vtep_count"].MaxEntries = want.vteps * bpf.WayMax
 	spec.Maps["vx_vni"].MaxEntries = want.networks
 	spec.Maps["vx_count"].MaxEntries = want.networks * bpf.HookMax * bpf.ReasonMax
 

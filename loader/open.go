@@ -167,7 +167,7 @@ func (d *Daemon) fast() (out []*network) {
 // start fills the maps, then attaches: a program never runs over maps that are not there yet.
 func (d *Daemon) start() error {
 	var err error
-	if d.vteps, err = newVTEPs(d.dp.maps.VTEPs, d.h); err != nil {
+	if d.vteps, err = newVTEPs(d.dp.maps, d.h); err != nil {
 		return err
 	}
 	if d.ports, err = d.dp.maps.Ports.All(); err != nil {

@@ -23,6 +23,7 @@ type paths interface {
 // counted by the FDB entries that point to it.
 type vteps struct {
 	m     *maps.VTEPs
+	count *maps.VTEPCounters
 	ask   paths
 	index map[maps.VTEPKey]uint32
 	byIdx map[uint32]*vtep
@@ -41,8 +42,9 @@ type vtep struct {
 }
 
 // newVTEPs takes over what the map holds from an earlier run.
-func newVTEPs(m *maps.VTEPs, ask paths) (*vteps, error) {
-	t := &vteps{m: m, ask: ask, index: map[maps.VTEPKey]uint32{}, byIdx: map[uint32]*vtep{}}
+func newVTEPs(set *maps.Set, ask paths) (*vteps, error) {
+	m := set.VTEPs
+	t := &vteps{m: m, count: set.ByVTEP, ask: ask, index: map[maps.VTEPKey]uint32{}, byIdx: map[uint32]*vtep{}}
 	have, err := m.All()
 	if err != nil {
 		return nil, err
@@ -66,7 +68,11 @@ func (t *vteps) acquire(k maps.VTEPKey, mtuCap int, v *view) (uint32, error) {
 		if len(t.free) == 0 {
 			return 0, fmt.Errorf("add VTEP %v: all %d places are taken", k.Remote, t.m.Len()-1)
 		}
-		i, t.free = t.free[0], t.free[1:]
+		i = t.free[0]
+		if err := t.count.Reset(i); err != nil {
+			return 0, err
+		}
+		t.free = t.free[1:]
 		t.index[k] = i
 		t.byIdx[i] = &vtep{key: k}
 	}

@@ -26,6 +26,7 @@ type Set struct {
 	VTEPs    *VTEPs
 	Control  *Control
 	Counters *Counters
+	ByVTEP   *VTEPCounters
 }
 
 // New wraps the maps of a loaded collection. The Set does not own them.
@@ -37,6 +38,7 @@ func New(m *bpf.Maps) *Set {
 		VTEPs:    &VTEPs{m: m.VxVtep},
 		Control:  &Control{m: m.VxControl},
 		Counters: &Counters{m: m.VxCount},
+		ByVTEP:   &VTEPCounters{m: m.VxVtepCount},
 	}
 }
 
@@ -58,7 +60,7 @@ func OpenPinned(dir string) (*Set, func() error, error) {
 func byName(m *bpf.Maps) map[string]**ebpf.Map {
 	return map[string]**ebpf.Map{
 		"vx_fdb": &m.VxFdb, "vx_vni": &m.VxVni, "vx_port": &m.VxPort,
-		"vx_vtep": &m.VxVtep, "vx_control": &m.VxControl, "vx_count": &m.VxCount,
+		"vx_vtep": &m.VxVtep, "vx_control": &m.VxControl, "vx_count": &m.VxCount, "vx_vtep_count": &m.VxVtepCount,
 	}
 }
 
