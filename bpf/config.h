@@ -25,3 +25,15 @@ volatile const __u8 vx_have_decap_l3 = 1;
 
 /* 2: count by network, hook and reason, and by VTEP. 1: the former only. 0: nothing; to measure what counting costs. */
 volatile const __u8 vx_counting = 2;
+
+/* What a capture asks for (capture.h). */
+#ifdef VX_CAPTURE
+volatile const __u32 vx_capture_len = 2048;  /* bytes to keep of each packet, before and after; 1 to CAPTURE_SNAP */
+volatile const __u32 vx_capture_at = ~0U;    /* bit of each hook */
+volatile const __u32 vx_capture_fates = 7;   /* bit of each enum fate */
+volatile const __u64 vx_capture_why = ~0ULL; /* bit of each reason */
+volatile const __u16 vx_capture_net = 0;     /* network; 0: all */
+volatile const __u32 vx_capture_nth = 1;     /* one in so many packets, by chance */
+volatile const __u64 vx_capture_src = 0;     /* inner source MAC as in fdb_key, without the network; 0: any */
+volatile const __u64 vx_capture_dst = 0;     /* inner destination MAC, the same */
+#endif

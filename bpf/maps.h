@@ -68,3 +68,28 @@ struct {
 	__type(key, __u32);
 	__type(value, struct counter);
 } vx_vtep_count SEC(".maps");
+
+/* Only for the programs that capture (capture.bpf.c). Never pinned: they live as long as such a program is attached. */
+#ifdef VX_CAPTURE
+/* struct capture_event, one after the other. Programs write, the capturing process reads. The loader sets the size. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} vx_capture SEC(".maps");
+
+/* One element. A miss cannot be. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct capture_control);
+} vx_capture_ctl SEC(".maps");
+
+/* CPU -> the packet that is being looked at there; larger than a per-CPU map's value may be. The loader sets the size. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct capture_cpu);
+} vx_capture_cpu SEC(".maps");
+#endif

@@ -143,6 +143,8 @@ type lab struct {
 	}
 	set   *maps.Set
 	shims map[shim]*shimmed
+	// nil in the ordinary programs
+	capture, captureCtl, captureCPU *ebpf.Map
 }
 
 func newLab(t testing.TB, constants map[string]any) *lab {
@@ -150,11 +152,17 @@ func newLab(t testing.TB, constants map[string]any) *lab {
 	if os.Getuid() != 0 {
 		t.Fatal("needs root: loads BPF programs and makes a network namespace")
 	}
+	return newLabOf(t, bpf.Load, constants)
+}
+
+// newLabOf loads the ordinary programs (bpf.Load) or those that capture.
+func newLabOf(t testing.TB, load func() (*ebpf.CollectionSpec, error), constants map[string]any) *lab {
+	t.Helper()
 	w, err := theWorld()
 	if err != nil {
 		t.Fatal(err)
 	}
-	spec, err := bpf.Load()
+	spec, err := load()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,7 +172,13 @@ func newLab(t testing.TB, constants map[string]any) *lab {
 		}
 	}
 	l := &lab{world: w, on: under4, shims: map[shim]*shimmed{}}
-	if err := spec.LoadAndAssign(&l.obj, nil); err != nil {
+	coll, err := ebpf.NewCollection(spec)
+	if err == nil {
+		defer coll.Close() // what is not assigned
+		err = coll.Assign(&l.obj)
+		l.capture, l.captureCtl, l.captureCPU = coll.DetachMap("vx_capture"), coll.DetachMap("vx_capture_ctl"), coll.DetachMap("vx_capture_cpu")
+	}
+	if err != nil {
 		var ve *ebpf.VerifierError
 		if errors.As(err, &ve) {
 			t.Fatalf("verifier: %+v", ve)
@@ -175,7 +189,7 @@ func newLab(t testing.TB, constants map[string]any) *lab {
 		for _, s := range l.shims {
 			s.close()
 		}
-		for _, c := range []interface{ Close() error }{&l.obj.Programs, &l.obj.Maps} {
+		for _, c := range []interface{ Close() error }{&l.obj.Programs, &l.obj.Maps, l.capture, l.captureCtl, l.captureCPU} {
 			if err := c.Close(); err != nil {
 				t.Error(err)
 			}

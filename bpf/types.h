@@ -172,6 +172,50 @@ struct control {
 	__u64 at; /* ns, CLOCK_MONOTONIC_COARSE */
 };
 
+/* What became of a captured packet. */
+enum fate {
+	FATE_KERNEL, /* on to the kernel, unchanged */
+	FATE_FAST,   /* carried by BPF */
+	FATE_DROP,
+};
+
+/* Longest part of a packet that a capture keeps, bytes. */
+#define CAPTURE_SNAP 65535
+
+/* The hook number of vx_tc_moved, which counts nothing and so is no `enum hook`. */
+#define CAPTURE_MOVED 31
+
+/* vx_capture: a packet at a hook, `had` bytes of it as it came, then `got` bytes as BPF sent it on (FATE_FAST only). */
+struct capture_event {
+	__u64 at; /* ns, CLOCK_MONOTONIC */
+	__u32 ifindex;
+	__u32 len_in; /* bytes of the packet as it came */
+	__u32 len_out;
+	__u32 had;
+	__u32 got;
+	__u32 segments; /* of a GSO packet, else 0 */
+	__u16 net;
+	__u16 vlan;  /* tag control information in the metadata; 0: none */
+	__u8 hook;   /* enum hook, or CAPTURE_MOVED */
+	__u8 reason; /* enum reason; 0 at CAPTURE_MOVED */
+	__u8 fate;   /* enum fate */
+	__u8 pad;
+};
+
+/* vx_capture_ctl: what the capturing process and the programs tell each other. */
+struct capture_control {
+	__u64 until; /* ns, CLOCK_MONOTONIC_COARSE: the process is alive and wants packets; it renews this */
+};
+
+struct capture_cpu {
+	__u64 seen;  /* packets that the capture asked for */
+	__u64 lost;  /* of these: vx_capture was full */
+	__u32 armed; /* `event` and `bytes` hold the packet as it came */
+	__u32 pad;
+	struct capture_event event;
+	__u8 bytes[2 * CAPTURE_SNAP]; /* as in vx_capture */
+};
+
 struct counter {
 	__u64 packets; /* wire packets: a GSO packet counts its segments */
 	__u64 bytes;   /* inner frame bytes where known, else the frame as met */
@@ -183,6 +227,7 @@ _Static_assert(sizeof(struct fdb_entry) == 24, "fdb_entry layout");
 _Static_assert(sizeof(struct ethhdr) == 14 && sizeof(struct iphdr) == 20 && sizeof(struct ipv6hdr) == 40 &&
                        sizeof(struct udphdr) == 8 && sizeof(struct vxlanhdr) == 8,
                "headers as on the wire");
+_Static_assert(sizeof(struct capture_event) == 40, "capture_event has padding");
 _Static_assert(sizeof(struct network) == 40, "network layout");
 _Static_assert(sizeof(struct vtep) == 104, "vtep layout");
 _Static_assert(__builtin_offsetof(struct __sk_buff, gso_size) == 176, "tc context as in linux/bpf.h");

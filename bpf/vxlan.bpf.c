@@ -10,6 +10,7 @@
  *   underlay --> vx_tc_decap -- single packets ------> port
  *                     '-- kernel vxlan device --> vx_tc_deliver --> port
  */
+#include "capture.h"
 #include "config.h"
 #include "decap.h"
 #include "encap.h"
@@ -556,9 +557,11 @@ static __always_inline int from_vxlan(struct __sk_buff *skb, const struct port *
 }
 
 /* Verdict and counter for what encap, decap and from_vxlan return. */
-static __always_inline int conclude(__u32 net, enum hook hook, int ret, __u32 packets, __u32 bytes)
+static __always_inline int conclude(struct __sk_buff *skb, __u32 net, enum hook hook, int ret, __u32 packets,
+                                    __u32 bytes)
 {
 	count(net, hook, ret < 0 ? -ret : FAST, packets, bytes);
+	capture_leave(skb, net, ret, ret == -DROP_BROKEN);
 	if (ret >= 0)
 		return ret;
 	return ret == -DROP_BROKEN ? TC_ACT_SHOT : TC_ACT_UNSPEC;
@@ -574,9 +577,10 @@ int vx_tc_encap(struct __sk_buff *skb)
 
 	if (!port)
 		return TC_ACT_UNSPEC;
+	capture_enter(skb, HOOK_ENCAP);
 	ret = encap(skb, port, &vtep);
 	count_vtep(vtep, ret < 0 ? WAY_SENT_SLOW : WAY_SENT_FAST, packets, bytes);
-	return conclude(port->net, HOOK_ENCAP, ret, packets, bytes);
+	return conclude(skb, port->net, HOOK_ENCAP, ret, packets, bytes);
 }
 
 /* tc ingress of the underlay device. */
@@ -587,6 +591,7 @@ int vx_tc_decap(struct __sk_buff *skb)
 	__be16 proto = skb->protocol;
 	int ret;
 
+	capture_enter(skb, HOOK_DECAP);
 	if (proto == bpf_htons(ETH_P_IP)) {
 		ret = decap(skb, &net, &vtep, 0);
 		bytes -= OUTER_LEN(0);
@@ -601,7 +606,7 @@ int vx_tc_decap(struct __sk_buff *skb)
 	/* What the kernel decapsulates is counted at its device. */
 	if (ret >= 0)
 		count_vtep(vtep, WAY_RECEIVED_FAST, packets, bytes);
-	return conclude(net, HOOK_DECAP, ret, packets, bytes);
+	return conclude(skb, net, HOOK_DECAP, ret, packets, bytes);
 }
 
 /* tc ingress of each vxlan device. */
@@ -614,9 +619,10 @@ int vx_tc_deliver(struct __sk_buff *skb)
 
 	if (!port)
 		return TC_ACT_UNSPEC;
+	capture_enter(skb, HOOK_DELIVER);
 	ret = from_vxlan(skb, port, &vtep);
 	count_vtep(vtep, ret < 0 ? WAY_RECEIVED_SLOW : WAY_RECEIVED_FAST, packets, bytes);
-	return conclude(port->net, HOOK_DELIVER, ret, packets, bytes);
+	return conclude(skb, port->net, HOOK_DELIVER, ret, packets, bytes);
 }
 
 /*
@@ -640,6 +646,8 @@ int vx_tc_moved(struct __sk_buff *skb)
 
 	if (!port)
 		return TC_ACT_UNSPEC;
+	capture_enter(skb, CAPTURE_MOVED);
+	capture_leave(skb, port->net, 0, 0);
 	if (port->mss && !skb->gso_size && !skb->vlan_present)
 		mss_clamp(skb, port->mss);
 	if (frame_need(skb, &f, sizeof(struct ethhdr)))
@@ -671,5 +679,8 @@ volatile const enum control_key vx_btf_control_key;
 volatile const enum hook vx_btf_hook;
 volatile const enum way vx_btf_way;
 volatile const enum reason vx_btf_reason;
+#ifdef VX_CAPTURE
+volatile const enum fate vx_btf_fate;
+#endif
 
 char _license[] SEC("license") = "Dual BSD/GPL";
