@@ -14,5 +14,6 @@
 // A batch of frames is made from a seed (Generator), sent in one order by one
 // thread on one CPU (Topology.Run), normalised (Normalise: aggregates are cut
 // up, checksums filled in, and the few fields of MayDiffer blanked) and
-// compared as a multiset (Compare), and so are the FDBs of all hosts.
+// compared as a multiset (Compare), and so are the FDBs of all hosts. Avoided
+// is what no batch does, since kernels differ there among themselves.
 package diff

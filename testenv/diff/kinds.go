@@ -282,11 +282,6 @@ var kinds = []kind{
 			o.ip.dst = pick(g, g.addresses(dst.host)...)
 		case 1:
 			o.ip.src = pick(g, g.addresses(dst.host)...)
-			// The kernel sends to a VTEP that a MAC has moved to by the route that it has cached for the old one,
-			// so where no route leads to the new one it matters how many packets it has sent: nobody sends to this MAC.
-			if !onLink(o.ip.src) {
-				src.mac = fdb.MAC{0x02, 0xef, 0, 0, 0, byte(g.IntN(8))}
-			}
 		case 2:
 			o.ethDst = pick(g, broadcast, fdb.MAC{0x01, 0, 0x5e, 1, 1, 1}, fdb.MAC{0x33, 0x33, 0, 0, 0, 1}, g.fresh(), fdb.MAC{}, other.MAC)
 		case 3:
@@ -295,6 +290,10 @@ var kinds = []kind{
 			o.ip.src = other.Addr
 		default:
 			o.ethDst, o.ip.dst = broadcast, pick(g, g.addresses(dst.host)...)
+		}
+		// Nobody sends to this MAC: see Avoided. IPv4 lets no packet in that is from the host's own address.
+		if !onLink(o.ip.src) || o.ip.src == o.ip.dst || o.ip.dst.Is6() && o.ip.dst.IsMulticast() {
+			src.mac = fdb.MAC{0x02, 0xef, 0, 0, 0, byte(g.IntN(8))}
 		}
 		return g.again(src, g.forged(o.wrap(g.packet(src, dst))))
 	}},

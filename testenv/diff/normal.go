@@ -21,6 +21,20 @@ var MayDiffer = []struct{ Field, Why string }{
 	{"the same in an outer packet that an ICMP error of the underlay quotes, and that error's id and checksums", "they follow from the fields above"},
 }
 
+// Avoided is what no batch does, since two kernels that got the same frames differ
+// there, by what one of them happened to send itself before.
+var Avoided = []struct{ What, Why, How string }{
+	{"ageing", "when a bridge forgets depends on the phase of its timer", "the usual 300 s, in batches of less than that"},
+	{"sending to a MAC that has moved between VTEPs by the route to the old one",
+		"vxlan_snoop changes the address of an entry, and leaves the route that the entry has cached when the kernel last sent to it. " +
+			"Between plain routes on the link that makes no difference. An exception (IPv4: a path MTU, learnt from a router or, " +
+			"with DF set, from the host itself) leads to the old VTEP's MAC address; a route to the host's own address would have " +
+			"come back through the vxlan device (vxlan_encap_bypass), and does not, or the other way round; over IPv6 the source address is cached, too. " +
+			"TestStaleRoute shows it, kernel against kernel. The fast path sends to the new VTEP",
+		"over IPv4 routes are flushed before each frame (KeepsRoutes: nothing moves then); a MAC learnt from an address that is no " +
+			"other host's on the link, is one that nobody sends to"},
+}
+
 // SameError compares what the kernel said to the sender of one frame.
 func SameError(k, x error) bool {
 	dropped := func(err error) bool { return errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS) }

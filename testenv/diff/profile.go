@@ -35,6 +35,8 @@ type Profile struct {
 	Before, After func(t *Topology, host string, nh *netlink.Handle) error
 	// Underlay and Network are further lines of config.yaml.
 	Underlay, Network string
+	// KeepsRoutes leaves the hosts their cached routes, and what they learnt about paths with them. See Avoided.
+	KeepsRoutes bool
 	// Kinds sets other weights for kinds of frames.
 	Kinds map[string]int
 	// MinSent and MinReceived are the least shares of packets that vxbpf must
@@ -42,9 +44,6 @@ type Profile struct {
 	MinSent, MinReceived float64
 }
 
-// No profile lets entries age: when a bridge forgets depends on the phase of its
-// timer, so that two kernels differ as well.
-//
 // Profiles are all of them, the default first.
 var Profiles = []Profile{
 	// Containers send more than the network takes: "too big" messages and fragments.
@@ -63,8 +62,8 @@ var Profiles = []Profile{
 	{Name: "late", After: lateChange, MinSent: 0.3, MinReceived: 0.3},
 	{Name: "static", VXLAN: map[int][]byte{nl.IFLA_VXLAN_LEARNING: {0}}, Network: "    learning: false\n", Before: static, MinSent: 0.2, MinReceived: 0.2},
 	{Name: "ports", Before: portFlags},
-	{Name: "too-big", ContainerMTU: 1500, Kinds: tooBigKinds, MinSent: 0.2, MinReceived: 0.2},
-	{Name: "too-big6", IPv6: true, ContainerMTU: 1500, Kinds: tooBigKinds, MinSent: 0.2, MinReceived: 0.2},
+	{Name: "too-big", ContainerMTU: 1500, KeepsRoutes: true, Kinds: tooBigKinds, MinSent: 0.2, MinReceived: 0.2},
+	{Name: "too-big6", IPv6: true, ContainerMTU: 1500, KeepsRoutes: true, Kinds: tooBigKinds, MinSent: 0.2, MinReceived: 0.2},
 	{Name: "group", Group: netip.MustParseAddr("239.1.1.236"), MinSent: 0.3, MinReceived: 0.3},
 	{Name: "offloads-off", ContainerMTU: 1500, Before: offloadsOff, MinSent: 0.3, MinReceived: 0.3},
 	{Name: "gro", ContainerMTU: 1500, Before: gro, MinSent: 0.3, MinReceived: 0.3},
@@ -155,9 +154,7 @@ func lateChange(_ *Topology, _ string, nh *netlink.Handle) error {
 	return changeLink(nh, vxlanDev, "vxlan", attr{nl.IFLA_VXLAN_TTL, []byte{77}}, attr{nl.IFLA_VXLAN_TOS, []byte{1}}, attr{unix.IFLA_VXLAN_DF, []byte{2}})
 }
 
-// tooBigKinds leaves out what moves: to a VTEP that a MAC has moved to the kernel
-// sends by the route that it has cached for the old one, and where that is an
-// exception made by a "too big" message it leads to the old one's MAC address.
+// tooBigKinds leaves out what moves. See Avoided.
 var tooBigKinds = map[string]int{"too big": 20, "wanderer": 0, "impersonation": 0, "vxlan, addresses": 0, "vxlan, inner addresses": 0,
 	"own and odd addresses": 0, "vxlan, outer fragments": 0}
 

@@ -63,6 +63,7 @@ type Topology struct {
 
 	taps    []*tap
 	in      map[Point]int // sockets to send on
+	forget  []int         // see forgetRoutes
 	reached map[string]bool
 	markers int
 }
@@ -130,7 +131,13 @@ func New(ctx context.Context, name string, p Profile, start func(*testenv.Host, 
 			}
 		}
 	}
-	return t, t.open()
+	if err := t.open(); err != nil {
+		return nil, err
+	}
+	if p.KeepsRoutes || p.IPv6 {
+		return t, nil
+	}
+	return t, t.openForget()
 }
 
 func (t *Topology) netlink(ns testenv.NS, fn func(*netlink.Handle) error) error {
@@ -259,8 +266,38 @@ func (t *Topology) Close() error {
 	for _, fd := range t.in {
 		unix.Close(fd)
 	}
-	t.taps, t.in = nil, nil
+	for _, fd := range t.forget {
+		unix.Close(fd)
+	}
+	t.taps, t.in, t.forget = nil, nil, nil
 	return t.Lab.Down()
+}
+
+// openForget opens what forgetRoutes writes to.
+func (t *Topology) openForget() error {
+	for _, h := range Hosts {
+		err := t.Lab.Host(h).NS.Do(func() error {
+			fd, err := unix.Open("/proc/sys/net/ipv4/route/flush", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+			if err == nil {
+				t.forget = append(t.forget, fd)
+			}
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("open the routes of %s: %w", h, err)
+		}
+	}
+	return nil
+}
+
+// forgetRoutes makes the hosts look up every route anew. See Avoided.
+func (t *Topology) forgetRoutes() error {
+	for _, fd := range t.forget {
+		if _, err := unix.Pwrite(fd, []byte("1"), 0); err != nil {
+			return fmt.Errorf("flush cached routes: %w", err)
+		}
+	}
+	return nil
 }
 
 // pin keeps the calling goroutine on one CPU, so that one frame is through
@@ -297,6 +334,9 @@ func (t *Topology) Run(ctx context.Context, steps []Step) (Run, error) {
 	r := Run{Started: make([]time.Time, 0, len(steps)), Errors: make([]error, len(steps))}
 	var seen []Sighting
 	for i, s := range steps {
+		if err := t.forgetRoutes(); err != nil {
+			return r, err
+		}
 		r.Started = append(r.Started, now())
 		r.Errors[i] = inject(t.in[s.At], s.Hdr, s.Frame)
 		if i%64 == 63 {
