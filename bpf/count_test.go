@@ -58,11 +58,11 @@ func TestVTEPCounters(t *testing.T) {
 	_, received := counts.Received()
 	by := l.traffic()
 	unknown := counts[bpf.HookEncap][reason("dst_unknown")].Packets
-	if got := by.SentFast.Packets + by.SentSlow.Packets; got != sent-unknown || unknown != 1 {
-		t.Errorf("by VTEP %d sent, by network %d of which %d for nobody known", got, sent, unknown)
+	if got := by.SentFast.Packets + by.SentSlow.Packets; got != sent.Packets-unknown || unknown != 1 {
+		t.Errorf("by VTEP %d sent, by network %d of which %d for nobody known", got, sent.Packets, unknown)
 	}
-	if got := by.ReceivedFast.Packets + by.ReceivedSlow.Packets; got != received {
-		t.Errorf("by VTEP %d received, by network %d", got, received)
+	if got := by.ReceivedFast.Packets + by.ReceivedSlow.Packets; got != received.Packets {
+		t.Errorf("by VTEP %d received, by network %d", got, received.Packets)
 	}
 }
 

@@ -70,23 +70,26 @@ func (c *Counters) Reset(net fdb.NetID) error {
 }
 
 // all sums one hook.
-func (c Counts) all(h bpf.Hook) (n uint64) {
+func (c Counts) all(h bpf.Hook) (n Count) {
 	for _, v := range c[h] {
-		n += v.Packets
+		n = n.plus(v)
 	}
 	return n
 }
 
-// Sent is how many packets from ports towards VTEPs the fast path carried, and
-// how many of them there were that it could have: known unicast and flood
-// alike, but not what the bridge delivers on the same host.
-func (c Counts) Sent() (fast, total uint64) {
-	return c[bpf.HookEncap][bpf.Fast].Packets, c.all(bpf.HookEncap) - c[bpf.HookEncap][bpf.DstLocal].Packets
+func (n Count) plus(o Count) Count  { return Count{n.Packets + o.Packets, n.Bytes + o.Bytes} }
+func (n Count) minus(o Count) Count { return Count{n.Packets - o.Packets, n.Bytes - o.Bytes} }
+
+// Sent is what of the traffic from ports towards VTEPs the fast path carried, and
+// how much of it there was that it could have: known unicast and flood alike, but
+// not what the bridge delivers on the same host.
+func (c Counts) Sent() (fast, total Count) {
+	return c[bpf.HookEncap][bpf.Fast], c.all(bpf.HookEncap).minus(c[bpf.HookEncap][bpf.DstLocal])
 }
 
 // Received is the same for packets from VTEPs. What the underlay hook did not
 // carry comes by the vxlan device, where the second hook has its chance.
-func (c Counts) Received() (fast, total uint64) {
-	d := c[bpf.HookDecap][bpf.Fast].Packets
-	return d + c[bpf.HookDeliver][bpf.Fast].Packets, d + c.all(bpf.HookDeliver)
+func (c Counts) Received() (fast, total Count) {
+	d := c[bpf.HookDecap][bpf.Fast]
+	return d.plus(c[bpf.HookDeliver][bpf.Fast]), d.plus(c.all(bpf.HookDeliver))
 }

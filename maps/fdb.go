@@ -106,4 +106,7 @@ func (f *FDB) All(vtep func(uint32) netip.Addr) (fdb.Table, error) {
 	return t, nil
 }
 
+// Len is how many entries the map has room for.
+func (f *FDB) Len() int { return int(f.m.MaxEntries()) }
+
 func fdbKey(k fdb.Key) bpf.FDBKey { return bpf.NewFDBKey(uint16(k.Net), k.MAC) }

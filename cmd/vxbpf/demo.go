@@ -79,7 +79,7 @@ func (a *app) demo(ctx context.Context, l *testenv.Lab, size int64) error {
 		if err != nil {
 			return err
 		}
-		if err := s.text(a.stdout); err != nil {
+		if err := s.text(a.stdout, 0); err != nil {
 			return err
 		}
 	}
@@ -172,7 +172,7 @@ func (a *app) demoTransfer(ctx context.Context, l *testenv.Lab, size int64) erro
 			data = "ALTERED"
 			errs = append(errs, fmt.Errorf("network %s: data altered: sent %s, received %s", n.Name, r.SentSHA256, r.ReceivedSHA256))
 		}
-		sent, received := after[0].less(before[0]), after[1].less(before[1])
+		sent, received := after[0].Less(before[0]), after[1].Less(before[1])
 		fmt.Fprintf(t, "%s\t%s\t%.1f\t%d\t%d\t%s\t%d\t%s\n", n.Name, data, float64(r.Bytes)*8/r.Duration.Seconds()/1e9, r.Retransmits,
 			sent.Total, sent, received.Total, received)
 		for h, s := range map[*testenv.Host]share{first: sent, last: received} {
@@ -189,8 +189,6 @@ func (a *app) demoTransfer(ctx context.Context, l *testenv.Lab, size int64) erro
 	}
 	return errors.Join(errs...)
 }
-
-func (s share) less(o share) share { return share{s.Fast - o.Fast, s.Total - o.Total} }
 
 // shares are what the first host sent on a network and what the last one received.
 func (a *app) shares(ctx context.Context, first, last *testenv.Host, network string) (out [2]share, err error) {

@@ -4,10 +4,9 @@ package main
 
 import (
 	"cmp"
-	"errors"
+	"context"
 	"fmt"
 	"io"
-	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -15,12 +14,13 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/vxbpf/vxbpf/bpf"
 	"github.com/vxbpf/vxbpf/loader"
 	"github.com/vxbpf/vxbpf/loader/config"
 	"github.com/vxbpf/vxbpf/maps"
-	"github.com/vxbpf/vxbpf/maps/fdb"
+	"github.com/vxbpf/vxbpf/tools/observe"
 )
 
 // statusVersion is the version of the JSON form. Keys are added, never renamed.
@@ -36,7 +36,20 @@ type statusDoc struct {
 	Attach   string          `json:"attach"`
 	Degraded bool            `json:"degraded"`
 	Reason   string          `json:"reason,omitempty"`
+	Problems []string        `json:"problems"`
 	Networks []networkStatus `json:"networks"`
+	VTEPs    []observe.VTEP  `json:"vteps"`
+	FDB      fill            `json:"fdb"`
+	// Interval over which rates were taken, in seconds. 0: none were.
+	Interval float64 `json:"interval_seconds"`
+
+	rates *observe.Rates
+}
+
+// fill is how full a map is.
+type fill struct {
+	Entries int `json:"entries"`
+	Size    int `json:"size"`
 }
 
 type networkStatus struct {
@@ -46,39 +59,53 @@ type networkStatus struct {
 	FDBFar   int                              `json:"fdb_remote"`
 	Sent     share                            `json:"sent"`
 	Received share                            `json:"received"`
+	Rates    *rates                           `json:"rates,omitempty"`
 	Reasons  map[string]map[string]maps.Count `json:"reasons"` // by hook, by reason
 }
 
-// share is how many packets there were, and how many of them BPF carried.
-type share struct {
-	Fast  uint64 `json:"fast"`
-	Total uint64 `json:"total"`
+// rates are per second, over the interval of the document.
+type rates struct {
+	Sent     rate `json:"sent"`
+	Received rate `json:"received"`
 }
 
-func (s share) String() string {
-	if s.Total == 0 {
-		return "-"
-	}
-	return fmt.Sprintf("%.1f%%", 100*float64(s.Fast)/float64(s.Total))
+type rate struct {
+	Packets float64 `json:"packets"`
+	Bits    float64 `json:"bits"` // of inner frames
+	Fast    float64 `json:"fast"` // packets
 }
+
+func rateOf(r *observe.Rates, s observe.Share) rate {
+	return rate{Packets: r.PerSecond(s.Total), Bits: 8 * r.PerSecond(s.Bytes), Fast: r.PerSecond(s.Fast)}
+}
+
+// share is how many packets there were, and how many of them BPF carried.
+type share = observe.Share
 
 func (a *app) status() *cobra.Command {
+	var over time.Duration
 	c := &cobra.Command{
 		Use:   "status",
-		Short: "Show networks, their datapath and why, and how much of the traffic is on the fast path",
-		Long: `Reads the pinned maps and the state file, so it works with no daemon running.
+		Short: "Show problems first, then networks, their datapath and why, rates, and the share of the fast path",
+		Long: `Reads the pinned maps and the state file, so it works with no daemon running. Rates are measured while it runs.
 
 Exit codes: 0 ok, 1 nothing is loaded or it cannot be read, 3 degraded: a network that was to run on BPF is on kernel vxlan.`,
 		Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			s, err := a.readStatus()
+		RunE: func(c *cobra.Command, _ []string) error {
+			if over < 0 || over > time.Hour {
+				return usage(fmt.Errorf("interval %s: want 0 to 1h", over))
+			}
+			if !c.Flags().Changed("interval") && a.json() {
+				over = 0
+			}
+			s, err := a.readStatus(c.Context(), over)
 			if err != nil {
 				return err
 			}
 			if a.json() {
 				err = a.printJSON(s)
 			} else {
-				err = s.text(a.stdout)
+				err = s.text(a.stdout, a.columns())
 			}
 			if err == nil && s.Degraded {
 				err = exit{code: exitDegraded}
@@ -86,118 +113,194 @@ Exit codes: 0 ok, 1 nothing is loaded or it cannot be read, 3 degraded: a networ
 			return err
 		},
 	}
+	c.Flags().DurationVar(&over, "interval", 500*time.Millisecond, "how long to measure rates; 0: do not (default with -o json)")
 	a.outputFlag(c)
 	return c
 }
 
-func (a *app) readStatus() (*statusDoc, error) {
-	st, err := loader.ReadState(a.opt.RunDir())
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("nothing is loaded as instance %q; start it with `vxbpf load CONFIG`", a.opt.Instance)
+func (a *app) readStatus(ctx context.Context, over time.Duration) (*statusDoc, error) {
+	o := observe.Options{Options: a.opt, Kernel: true}
+	var r *observe.Rates
+	s, err := observe.Read(o)
+	if err == nil && over > 0 {
+		s, r, err = observe.Sample(ctx, o, over)
 	}
 	if err != nil {
 		return nil, err
 	}
-	s := &statusDoc{Version: statusVersion, Instance: st.Instance, Config: st.Config, Since: st.Since, Once: st.Once,
-		Attach: st.Attach, Reason: st.Reason, Degraded: len(st.Degraded()) > 0}
-	if s.Daemon, err = loader.Holder(a.opt.RunDir()); err != nil {
-		return nil, err
-	}
-	var set *maps.Set
-	var table fdb.Table
-	if st.Pins != "" && st.Attach != "" {
-		var done func() error
-		if set, done, err = maps.OpenPinned(st.Pins); errors.Is(err, os.ErrPermission) {
-			return nil, fmt.Errorf("%w; run as root", err)
-		} else if err != nil {
-			return nil, err
-		}
-		defer func() { _ = done() }() // only file descriptors
-		vteps, err := set.VTEPs.All()
-		if err != nil {
-			return nil, err
-		}
-		if table, err = set.FDB.All(func(i uint32) netip.Addr { return vteps[i].Remote }); err != nil {
-			return nil, err
-		}
-	}
-	for _, n := range st.Networks {
-		ns := networkStatus{NetworkState: n, VTEPs: []string{}, Reasons: map[string]map[string]maps.Count{}}
-		if n.Mode != config.Kernel && set != nil {
-			counts, err := set.Counters.Read(n.ID)
-			if err != nil {
-				return nil, err
-			}
-			ns.Sent.Fast, ns.Sent.Total = counts.Sent()
-			ns.Received.Fast, ns.Received.Total = counts.Received()
-			for h, byReason := range counts {
-				ns.Reasons[h.String()] = map[string]maps.Count{}
-				for r, c := range byReason {
-					ns.Reasons[h.String()][r.String()] = c
-				}
-			}
-			for k, e := range table {
-				switch {
-				case k.Net != n.ID || e.Pending:
-				case e.Kind == fdb.Remote:
-					ns.FDBFar++
-					if v := e.VTEP.String(); !slices.Contains(ns.VTEPs, v) {
-						ns.VTEPs = append(ns.VTEPs, v)
-					}
-				default:
-					ns.FDBLocal++
-				}
-			}
-			slices.Sort(ns.VTEPs)
-		}
-		s.Networks = append(s.Networks, ns)
-	}
-	return s, nil
+	return newStatus(s, r), nil
 }
 
-// text is status for a person: problems first.
-func (s *statusDoc) text(w io.Writer) error {
+func newStatus(s *observe.Snapshot, r *observe.Rates) *statusDoc {
+	st := s.State
+	doc := &statusDoc{Version: statusVersion, Instance: st.Instance, Config: st.Config, Since: st.Since, Once: st.Once, Daemon: s.Daemon,
+		Attach: st.Attach, Reason: st.Reason, Degraded: len(st.Degraded()) > 0, VTEPs: s.VTEPs, Problems: s.Problems(), rates: r}
+	doc.FDB.Entries, doc.FDB.Size = s.FDBEntries()
+	if r != nil {
+		doc.Interval = r.Over.Seconds()
+	}
+	for i, n := range st.Networks {
+		x := s.Networks[i]
+		ns := networkStatus{NetworkState: n, VTEPs: []string{}, FDBLocal: x.FDBLocal, FDBFar: x.FDBRemote, Sent: x.Sent, Received: x.Received,
+			Reasons: map[string]map[string]maps.Count{}}
+		for _, v := range x.VTEPs {
+			ns.VTEPs = append(ns.VTEPs, v.String())
+		}
+		slices.Sort(ns.VTEPs)
+		for h, byReason := range s.Counts[n.Name] {
+			ns.Reasons[h.String()] = map[string]maps.Count{}
+			for reason, c := range byReason {
+				ns.Reasons[h.String()][reason.String()] = c
+			}
+		}
+		if r != nil {
+			f := r.Networks[n.Name]
+			ns.Rates = &rates{rateOf(r, f.Sent), rateOf(r, f.Received)}
+		}
+		doc.Networks = append(doc.Networks, ns)
+	}
+	return doc
+}
+
+// columns is the width of the terminal, 0 if the output goes elsewhere.
+func (a *app) columns() int {
+	f, ok := a.stdout.(*os.File)
+	if !ok {
+		return 0
+	}
+	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
+	if err != nil {
+		return 0
+	}
+	return int(size.Col)
+}
+
+// text is status for a person: problems first. In a narrow terminal it leaves out what `vxbpf show` has.
+func (s *statusDoc) text(w io.Writer, columns int) error {
+	narrow := columns > 0 && columns < 100
 	daemon := fmt.Sprintf("daemon %d", s.Daemon)
 	switch {
 	case s.Daemon == 0 && s.Once:
 		daemon = "no daemon (--once)"
 	case s.Daemon == 0:
-		daemon = "NO DAEMON: the data path goes on, new MAC addresses take the kernel's way; start `vxbpf load` again"
+		daemon = "NO DAEMON"
 	}
-	attach := s.Attach
-	if attach == "" {
-		attach = "not attached"
-	}
-	fmt.Fprintf(w, "instance %s, %s, %s, config %s, since %s\n", s.Instance, daemon, attach, s.Config, s.Since.Format(time.RFC3339))
-	if s.Degraded {
-		fmt.Fprintf(w, "DEGRADED: %s\n", cmp.Or(s.Reason, "some networks are on kernel vxlan, see below"))
-	}
-	for _, n := range s.Networks {
-		if n.Reason != "" && (n.Wanted != config.Kernel) {
-			fmt.Fprintf(w, "%s: %s\n", n.Name, n.Reason)
+	fmt.Fprintf(w, "instance %s, %s, %s, up %s\nconfig %s\n", s.Instance, daemon, cmp.Or(s.Attach, "not attached"), uptime(time.Since(s.Since)), s.Config)
+	for i, p := range s.Problems {
+		if i == 0 {
+			fmt.Fprintln(w)
 		}
-		for _, p := range n.Ports {
-			if !p.Fast && p.Reason != n.Reason {
-				fmt.Fprintf(w, "%s: port %s is on the slow path: %s\n", n.Name, p.Name, p.Reason)
-			}
-		}
+		fmt.Fprintf(w, "! %s\n", p)
 	}
 	fmt.Fprintln(w)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "NETWORK\tVNI\tBRIDGE\tLINK\tDATAPATH\tPORTS\tVTEPS\tMACS\tSENT\tFAST\tRECEIVED\tFAST")
+	bridge, flows := "BRIDGE\t", "SENT\tFAST\tRECEIVED\tFAST"
+	if s.rates != nil {
+		flows = "OUT/s\tbit/s\tFAST\tIN/s\tbit/s\tFAST"
+	}
+	if narrow {
+		bridge = ""
+	}
+	fmt.Fprintf(t, "NETWORK\tVNI\t%sPATH\tPORTS\tVTEPS\tMACS\t%s\n", bridge, flows)
 	for _, n := range s.Networks {
-		fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%s\t%d\t%d\t%d+%d\t%d\t%s\t%d\t%s\n", n.Name, n.VNI, n.Bridge, n.Link, n.Mode, len(n.Ports),
-			len(n.VTEPs), n.FDBLocal, n.FDBFar, n.Sent.Total, n.Sent, n.Received.Total, n.Received)
+		if !narrow {
+			bridge = n.Bridge + "\t"
+		}
+		fmt.Fprintf(t, "%s\t%d\t%s%s\t%d\t%d\t%d+%d", n.Name, n.VNI, bridge, pathOf(n), len(n.Ports), len(n.VTEPs), n.FDBLocal, n.FDBFar)
+		if s.rates == nil {
+			fmt.Fprintf(t, "\t%d\t%s\t%d\t%s\n", n.Sent.Total, n.Sent, n.Received.Total, n.Received)
+		} else {
+			fmt.Fprintf(t, "\t%s\t%s\t%s\t%s\t%s\t%s\n", observe.SI(n.Rates.Sent.Packets), observe.SI(n.Rates.Sent.Bits), n.Sent,
+				observe.SI(n.Rates.Received.Packets), observe.SI(n.Rates.Received.Bits), n.Received)
+		}
 	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintln(w, "MACS: on this host + behind VTEPs. SENT, RECEIVED: packets since the maps were made; FAST: the share that BPF carried.")
-	return s.slow(w)
+	if err := s.vtepTable(w); err != nil {
+		return err
+	}
+	if err := s.slow(w, narrow); err != nil {
+		return err
+	}
+	what := "SENT, RECEIVED: packets since the maps were made."
+	if s.rates != nil {
+		what = fmt.Sprintf("OUT, IN: packets per second, over %.1f s.", s.Interval)
+	}
+	fmt.Fprintf(w, "\nMACS: here + behind VTEPs; the map holds %d of %d. %s\nFAST: the share that BPF carried, since the maps were made.\n", s.FDB.Entries, s.FDB.Size, what)
+	return nil
+}
+
+// pathOf is a network's way now: what it is on, and whether packets may use it.
+func pathOf(n networkStatus) string {
+	if n.Mode == config.Kernel {
+		return string(n.Mode)
+	}
+	if n.Reason != "" {
+		return "slow"
+	}
+	return string(n.Mode)
+}
+
+func uptime(d time.Duration) string {
+	switch d = d.Truncate(time.Second); {
+	case d < time.Minute:
+		return d.String()
+	case d < time.Hour:
+		return fmt.Sprintf("%dm%ds", int(d.Minutes()), int(d.Seconds())%60)
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh%dm", int(d.Hours()), int(d.Minutes())%60)
+	}
+	return fmt.Sprintf("%dd%dh", int(d.Hours())/24, int(d.Hours())%24)
+}
+
+// vtepTable lists the other hosts, the busiest first.
+func (s *statusDoc) vtepTable(w io.Writer) error {
+	if len(s.VTEPs) == 0 {
+		return nil
+	}
+	total := func(v observe.VTEP) uint64 {
+		if s.rates != nil {
+			f := s.rates.VTEPs[v.Key()]
+			return f.All().Total
+		}
+		return v.Sent().Total + v.Received().Total
+	}
+	rows := slices.Clone(s.VTEPs)
+	slices.SortStableFunc(rows, func(a, b observe.VTEP) int { return cmp.Compare(total(b), total(a)) })
+	const most = 8
+	fmt.Fprintln(w)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	if s.rates == nil {
+		fmt.Fprintln(t, "VTEP\tSTATE\tMTU\tMACS\tSENT\tFAST\tRECEIVED\tFAST")
+	} else {
+		fmt.Fprintln(t, "VTEP\tSTATE\tMTU\tMACS\tOUT/s\tbit/s\tFAST\tIN/s\tbit/s\tFAST")
+	}
+	for _, v := range rows[:min(most, len(rows))] {
+		mtu := "-"
+		if v.MTU > 0 {
+			mtu = fmt.Sprint(v.MTU)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d", v.Remote, v.State, mtu, v.MACs)
+		if s.rates == nil {
+			fmt.Fprintf(t, "\t%d\t%s\t%d\t%s\n", v.Sent().Total, v.Sent(), v.Received().Total, v.Received())
+			continue
+		}
+		f := s.rates.VTEPs[v.Key()]
+		out, in := rateOf(s.rates, f.Sent), rateOf(s.rates, f.Received)
+		fmt.Fprintf(t, "\t%s\t%s\t%s\t%s\t%s\t%s\n", observe.SI(out.Packets), observe.SI(out.Bits), v.Sent(), observe.SI(in.Packets), observe.SI(in.Bits), v.Received())
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	if len(rows) > most {
+		fmt.Fprintf(w, "(%d more: vxbpf show vteps)\n", len(rows)-most)
+	}
+	return nil
 }
 
 // slow names why packets took the kernel's way, the most frequent first.
-func (s *statusDoc) slow(w io.Writer) error {
+func (s *statusDoc) slow(w io.Writer, narrow bool) error {
 	type row struct {
 		net, hook, reason string
 		n                 uint64
@@ -219,13 +322,29 @@ func (s *statusDoc) slow(w io.Writer) error {
 		return cmp.Or(cmp.Compare(b.n, a.n), strings.Compare(a.net+a.hook+a.reason, b.net+b.hook+b.reason))
 	})
 	const most = 8
-	fmt.Fprintln(w, "\nTaken by the kernel:")
+	wide := 44
+	if narrow {
+		wide = 36
+	}
+	fmt.Fprintln(w, "\nTaken by the kernel since the maps were made:")
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, r := range rows[:min(most, len(rows))] {
-		fmt.Fprintf(t, "  %d\t%s\t%s\t%s\n", r.n, r.net, r.hook, r.reason)
+		fmt.Fprintf(t, "  %d\t%s\t%s\t%s\t%s\n", r.n, r.net, r.hook, r.reason, short(observe.MeaningOf(r.reason), wide))
+	}
+	if err := t.Flush(); err != nil {
+		return err
 	}
 	if len(rows) > most {
-		fmt.Fprintf(t, "  (%d more rows with -o json)\n", len(rows)-most)
+		fmt.Fprintf(w, "  (%d more rows: vxbpf show reasons)\n", len(rows)-most)
 	}
-	return t.Flush()
+	return nil
+}
+
+// short cuts a sentence at its first stop, or at n characters.
+func short(s string, n int) string {
+	s, _, _ = strings.Cut(s, ":")
+	if r := []rune(s); len(r) > n {
+		return string(r[:n-1]) + "…"
+	}
+	return s
 }

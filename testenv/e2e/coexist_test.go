@@ -70,9 +70,9 @@ func (i *instance) fast() (sent, received uint64) {
 	defer func() { i.l.must(done()) }()
 	c, err := set.Counters.Read(st.Networks[0].ID)
 	i.l.must(err)
-	sent, _ = c.Sent()
-	received, _ = c.Received()
-	return sent, received
+	out, _ := c.Sent()
+	in, _ := c.Received()
+	return out.Packets, in.Packets
 }
 
 // flowing waits until the fast path of a network has carried 200 packets more on both hosts, out and in.

@@ -307,9 +307,9 @@ func (b *bed) counts() (fastCounts, error) {
 				return c, fmt.Errorf("host %s: %w", f.Name, err)
 			}
 			fast, total := n.Sent()
-			c.fast, c.total = c.fast+fast, c.total+total
+			c.fast, c.total = c.fast+fast.Packets, c.total+total.Packets
 			fast, total = n.Received()
-			c.fast, c.total = c.fast+fast, c.total+total
+			c.fast, c.total = c.fast+fast.Packets, c.total+total.Packets
 			c.dropped += n[bpf.HookEncap][bpf.DropBroken].Packets + n[bpf.HookDecap][bpf.DropBroken].Packets
 		}
 	}

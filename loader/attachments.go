@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+)
+
+// Attachment is one program of an instance at a hook, as the kernel has it.
+type Attachment struct {
+	Program   string
+	Index     int    // ifindex
+	Direction string // ingress, egress
+	ID        uint32 // of the program
+	Tag       string // over its instructions
+	// Attached: the link still leads to the device. It does not after the device was deleted.
+	Attached bool
+}
+
+// Attachments lists the programs of an instance. It needs no daemon.
+func Attachments(opt Options, st *State) ([]Attachment, error) {
+	switch st.Attach {
+	case "":
+		return nil, nil
+	case "tcx":
+		t := &tcx{dir: filepath.Join(opt.pinDir(), "links")}
+		hooks, err := t.present()
+		if err != nil {
+			return nil, err
+		}
+		var out []Attachment
+		for _, h := range hooks {
+			a, err := t.read(h)
+			if errors.Is(err, os.ErrNotExist) {
+				continue // taken off while we looked
+			}
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, a)
+		}
+		return out, nil
+	}
+	c, err := newClsact(opt.Instance, func(int) bool { return false }, func(int, bool) error { return nil })
+	if err != nil {
+		return nil, err
+	}
+	defer c.close()
+	hooks, err := c.present()
+	if err != nil {
+		return nil, err
+	}
+	var out []Attachment
+	for _, h := range hooks {
+		a := attachment(h)
+		f, err := c.own(h)
+		if err != nil {
+			return nil, fmt.Errorf("read filter of interface %d: %w", h.ifindex, err)
+		}
+		if f.BPF == nil || f.BPF.ID == nil {
+			continue
+		}
+		a.ID, a.Attached = *f.BPF.ID, true
+		a.Tag = tagOf(a.ID)
+		out = append(out, a)
+	}
+	return out, nil
+}
+
+func attachment(h hook) Attachment {
+	return Attachment{Program: h.program, Index: h.ifindex, Direction: h.direction()}
+}
+
+func (t *tcx) read(h hook) (Attachment, error) {
+	a := attachment(h)
+	l, err := link.LoadPinnedLink(t.path(h), &ebpf.LoadPinOptions{})
+	if err != nil {
+		return a, fmt.Errorf("open pinned link %s: %w", t.path(h), err)
+	}
+	defer l.Close()
+	info, err := l.Info()
+	if err != nil {
+		return a, fmt.Errorf("read pinned link %s: %w", t.path(h), err)
+	}
+	a.ID = uint32(info.Program)
+	a.Tag = tagOf(a.ID)
+	if x := info.TCX(); x != nil {
+		a.Attached = int(x.Ifindex) == h.ifindex
+	}
+	return a, nil
+}
+
+// tagOf is "" where the program is gone or the process may not ask.
+func tagOf(id uint32) string {
+	p, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	if err != nil {
+		return ""
+	}
+	defer p.Close()
+	info, err := p.Info()
+	if err != nil {
+		return ""
+	}
+	return info.Tag
+}
