@@ -119,6 +119,8 @@ enum {
 /* bpf_csum_level */
 enum {
 	BPF_CSUM_LEVEL_QUERY = 0,
+	BPF_CSUM_LEVEL_INC = 1,
+	BPF_CSUM_LEVEL_DEC = 2,
 };
 
 enum {

@@ -406,7 +406,7 @@ func TestClampLeftToTheKernel(t *testing.T) {
 				p.MSS, p.Off = clampMTU, true
 				must(l.set.Ports.Put(l.vxlan, p))
 			}, skBuff{}, shim{}, true},
-			{"segments", 2, func(i *inner) { i.payload = 1200 }, nil, skBuff{GSOSize: 500, GSOSegs: 3}, shim{}, false},
+			{"segments", 2, func(i *inner) { i.payload = 1200 }, nil, skBuff{GSOSize: 500, GSOSegs: 3}, shim{verified: true}, false},
 			{"tag", 2, nil, nil, skBuff{}, shim{vlan: true}, false},
 			{"not a device of ours", 2, nil, func(l *lab) { must(l.set.Ports.Delete(l.vxlan)) }, skBuff{}, shim{}, false},
 

@@ -477,6 +477,27 @@ slow:
 	return err;
 }
 
+/*
+ * May a stack believe what an aggregate says about its checksum? GRO that merges leaves a checksum to be filled in
+ * (CHECKSUM_PARTIAL). GRO that strings packets together (rx-gro-list) leaves what it knew of the first: verified, which
+ * holds for all of them; a sum (COMPLETE), which is that of the first alone; or, where the sum of the outer UDP header
+ * has used up what was verified, nothing (NONE), and the stack would sum up the string as if it were one packet. The
+ * bridge takes the string apart again.
+ */
+static __always_inline int sum_of_whole(struct __sk_buff *skb)
+{
+	if (bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) >= 0)
+		return 1;
+	if (bpf_csum_update(skb, 0) >= 0)
+		return 0;
+	/* No helper tells PARTIAL from NONE, but only the latter can be raised to "verified". */
+	bpf_csum_level(skb, BPF_CSUM_LEVEL_INC);
+	if (bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) < 0)
+		return 1;
+	bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
+	return 0;
+}
+
 /* After the kernel decapsulated: skip the bridge. `vtep` as in decap. Returns a tc verdict (>= 0) or a negative reason.
  */
 static __always_inline int from_vxlan(struct __sk_buff *skb, const struct port *port, __u32 *vtep)
@@ -544,11 +565,7 @@ static __always_inline int from_vxlan(struct __sk_buff *skb, const struct port *
 	err = show ?: usable(dst, at, now, port->ageing) ?: there(skb, &key, at, now);
 	if (err)
 		return err;
-	/*
-	 * A list of packets (rx-gro-list) may say that the sum over all of it is known, and it is that of the first.
-	 * The bridge forgets it.
-	 */
-	if (skb->gso_size && bpf_csum_update(skb, 0) >= 0)
+	if (skb->gso_size && !sum_of_whole(skb))
 		return -AGGREGATE;
 	/* The bridge lets an aggregate pass whatever its segments' size (is_skb_forwardable). */
 	if (!skb->gso_size && skb->len - sizeof(struct ethhdr) > at.mtu)
