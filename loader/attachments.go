@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -19,6 +20,9 @@ type Attachment struct {
 	Direction string // ingress, egress
 	ID        uint32 // of the program
 	Tag       string // over its instructions
+	// Runs and RunTime count only while kernel.bpf_stats_enabled is 1, which costs some 20 ns per run.
+	Runs    uint64
+	RunTime time.Duration
 	// Attached: the link still leads to the device. It does not after the device was deleted.
 	Attached bool
 }
@@ -67,7 +71,7 @@ func Attachments(opt Options, st *State) ([]Attachment, error) {
 			continue
 		}
 		a.ID, a.Attached = *f.BPF.ID, true
-		a.Tag = tagOf(a.ID)
+		a.describe()
 		out = append(out, a)
 	}
 	return out, nil
@@ -89,23 +93,24 @@ func (t *tcx) read(h hook) (Attachment, error) {
 		return a, fmt.Errorf("read pinned link %s: %w", t.path(h), err)
 	}
 	a.ID = uint32(info.Program)
-	a.Tag = tagOf(a.ID)
+	a.describe()
 	if x := info.TCX(); x != nil {
 		a.Attached = int(x.Ifindex) == h.ifindex
 	}
 	return a, nil
 }
 
-// tagOf is "" where the program is gone or the process may not ask.
-func tagOf(id uint32) string {
-	p, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+// describe asks for the program; one that is gone, or that the process may not ask for, stays undescribed.
+func (a *Attachment) describe() {
+	p, err := ebpf.NewProgramFromID(ebpf.ProgramID(a.ID))
 	if err != nil {
-		return ""
+		return
 	}
 	defer p.Close()
-	info, err := p.Info()
-	if err != nil {
-		return ""
+	if info, err := p.Info(); err == nil {
+		a.Tag = info.Tag
 	}
-	return info.Tag
+	if st, err := p.Stats(); err == nil {
+		a.Runs, a.RunTime = st.RunCount, st.Runtime
+	}
 }

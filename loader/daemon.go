@@ -113,8 +113,9 @@ type Daemon struct {
 	refused  map[hook]string         // why a program could not be attached
 	full     bool                    // the FDB map refused an entry: said once
 	pending  map[fdb.Key]bool        // entries to confirm
-	removed  time.Duration           // when a program last removed an entry, as far as we followed it
-	tooBig   time.Duration           // when the underlay last said that a packet was too big, as far as we followed it
+	stats    Stats
+	removed  time.Duration // when a program last removed an entry, as far as we followed it
+	tooBig   time.Duration // when the underlay last said that a packet was too big, as far as we followed it
 }
 
 const (

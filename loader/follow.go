@@ -166,6 +166,7 @@ func (d *Daemon) handle(batch []kernel.Event) (again bool, err error) {
 			}
 			links = true
 		case kernel.FDBChanged:
+			d.stats.FDBChanged.Add(1)
 			d.view.setFDB(e.FDBEntry)
 			touch(e.FDBEntry)
 			// A new address at a port: its peer may have been given it.
@@ -177,6 +178,7 @@ func (d *Daemon) handle(batch []kernel.Event) (again bool, err error) {
 				links = links || changed
 			}
 		case kernel.FDBGone:
+			d.stats.FDBGone.Add(1)
 			d.view.delFDB(e.FDBEntry)
 			touch(e.FDBEntry)
 		case kernel.NeighbourChanged:
@@ -206,6 +208,7 @@ func (d *Daemon) handle(batch []kernel.Event) (again bool, err error) {
 			}
 			links = true
 		case kernel.Overrun:
+			d.stats.Overruns.Add(1)
 			d.log.Warn("rtnetlink events were lost, reading everything again", "err", e.Err)
 			again = true
 		}

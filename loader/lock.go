@@ -70,7 +70,8 @@ func takeLock(run, instance string) (*lock, error) {
 
 func (l *lock) release() error { return l.f.Close() }
 
-// Holder is the pid of the process that holds the instance, 0 if none does.
+// Holder is the pid of the process that holds the instance, 0 if none does. The
+// holder itself must not ask: closing the file would give up its lock.
 func Holder(run string) (int, error) {
 	f, err := os.OpenFile(lockFile(run), os.O_RDWR|unix.O_CLOEXEC, 0)
 	if errors.Is(err, os.ErrNotExist) {

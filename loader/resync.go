@@ -11,6 +11,7 @@ import (
 
 // resync reads everything from the kernel and from the FDB map, and mends what differs.
 func (d *Daemon) resync() error {
+	d.stats.Resyncs.Add(1)
 	v := newView()
 	links, err := d.h.Links()
 	if err != nil {

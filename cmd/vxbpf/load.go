@@ -59,6 +59,7 @@ With --once nobody follows the kernel: MAC addresses learnt later go the kernel'
 				return planError(err)
 			}
 			defer func() { err = errors.Join(err, d.Close()) }()
+			defer a.serveMetrics(c.Context(), cfg, d, log)()
 			if err := d.Run(c.Context()); err != nil {
 				return err
 			}

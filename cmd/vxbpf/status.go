@@ -308,6 +308,9 @@ func (s *statusDoc) slow(w io.Writer, narrow bool) error {
 	var rows []row
 	for _, n := range s.Networks {
 		for h, byReason := range n.Reasons {
+			if h == bpf.HookDecap.String() {
+				continue // what is not carried there is counted again where it arrives, at the vxlan device
+			}
 			for r, c := range byReason {
 				if r != bpf.Fast.String() {
 					rows = append(rows, row{n.Name, h, r, c.Packets})

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -64,6 +65,7 @@ func (c *checker) config(raw *rawConfig) *Config {
 		Datapath:        c.datapath(raw.Datapath, Auto),
 		MSSClamp:        c.mssClamp(raw.MSSClamp, MSSOff),
 		BypassNetfilter: c.boolean(raw.Bypass, false),
+		Metrics:         c.metrics(raw.Metrics),
 		Log: Log{
 			Level:  c.word(raw.Log.Level, "info", "debug", "info", "warn", "error"),
 			Format: c.word(raw.Log.Format, "text", "text", "json"),
@@ -717,6 +719,36 @@ func (c *checker) word(s scalar, def string, words ...string) string {
 	}
 	c.fail(s.where, "write one of "+strings.Join(words, ", "), "%s is not known here", show(s.text))
 	return def
+}
+
+// metrics reads where metrics are served.
+func (c *checker) metrics(s scalar) string {
+	const hint = "write an address and a port, such as 127.0.0.1:9879, or unix:/run/vxbpf/metrics.sock, or off"
+	if !s.set || s.text == "off" {
+		return ""
+	}
+	if path, unix := strings.CutPrefix(s.text, "unix:"); unix {
+		// sun_path has 108 bytes with the closing 0 (unix(7)).
+		if !strings.HasPrefix(path, "/") || len(path) > 107 {
+			c.fail(s.where, hint, "%s is no absolute path of at most 107 bytes", show(path))
+			return ""
+		}
+		return s.text
+	}
+	host, port, err := net.SplitHostPort(s.text)
+	if err != nil {
+		c.fail(s.where, hint, "%s is no address with a port", show(s.text))
+		return ""
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		c.fail(s.where, hint, "%s is no port", show(port))
+		return ""
+	}
+	if _, err := netip.ParseAddr(host); err != nil && host != "" {
+		c.fail(s.where, hint, "%s is no address: names are not looked up", show(host))
+		return ""
+	}
+	return s.text
 }
 
 func (c *checker) datapath(s scalar, def Datapath) Datapath {

@@ -22,7 +22,10 @@ type Config struct {
 	// MSSClamp and BypassNetfilter are defaults that each network may override.
 	MSSClamp        int
 	BypassNetfilter bool
-	Log             Log
+	// Metrics is where the daemon serves metrics: "HOST:PORT" with an address
+	// literal or no host, or "unix:PATH". Empty: nowhere.
+	Metrics string
+	Log     Log
 	// Networks in the order of the file. At least one.
 	Networks []Network
 	// File is where the bytes came from, for messages.

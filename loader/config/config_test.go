@@ -46,7 +46,8 @@ func TestParse(t *testing.T) {
 		SourceLow: 32768, SourceHigh: 61000, UDPChecksum: &no, MTU: 1500, Given: given}
 	hosts := []netip.Addr{netip.MustParseAddr("192.0.2.12"), netip.MustParseAddr("192.0.2.13")}
 	want := &Config{
-		File: "config.yaml", Underlay: host, Datapath: Auto, Log: Log{Level: "info", Format: "text"},
+		File: "config.yaml", Underlay: host, Datapath: Auto, Metrics: "127.0.0.1:9879",
+		Log: Log{Level: "info", Format: "text"},
 		Networks: []Network{
 			{
 				Name: "mgmt", VNI: 236, Link: "encap-mgmt", Underlay: host, Datapath: Kernel,
@@ -176,6 +177,10 @@ func TestAccepts(t *testing.T) {
 			return c.Networks[1].Remotes[0] == netip.MustParseAddr("192.0.2.12")
 		}},
 		{"byte order mark, CRLF", "\ufeff" + strings.ReplaceAll(Smallest, "\n", "\r\n"), func(c *Config) bool { return len(c.Networks) == 1 }},
+		{"metrics off", head + "metrics: off\nnetworks: [{name: a, vni: 1, bridge: b}]", func(c *Config) bool { return c.Metrics == "" }},
+		{"metrics everywhere", head + "metrics: ':9879'\nnetworks: [{name: a, vni: 1, bridge: b}]", func(c *Config) bool { return c.Metrics == ":9879" }},
+		{"metrics over IPv6", head + "metrics: '[::1]:9879'\nnetworks: [{name: a, vni: 1, bridge: b}]", func(c *Config) bool { return c.Metrics == "[::1]:9879" }},
+		{"metrics socket", head + "metrics: unix:/run/x.sock\nnetworks: [{name: a, vni: 1, bridge: b}]", func(c *Config) bool { return c.Metrics == "unix:/run/x.sock" }},
 		{"document markers", "---\n" + Smallest + "...\n", func(c *Config) bool { return len(c.Networks) == 1 }},
 		{"JSON with tabs", "{\n\t\"underlay\": {\"device\":\t\"eth2\"},\n\t\"networks\": [\n\t\t{\"name\": \"a\", \"vni\": 1, \"bridge\": \"b\"}\n\t]\n}\n", func(c *Config) bool { return c.Networks[0].VNI == 1 }},
 	} {
@@ -284,6 +289,10 @@ func TestProblems(t *testing.T) {
 		{"xdp", head + "datapath: xdp\nnetworks: [{name: a, vni: 1, bridge: b}]", "2:11: datapath: this version has no xdp", "auto, tc or kernel"},
 		{"xdp of a network", one + ", datapath: xdp}", "3:53: networks[0].datapath: this version has no xdp", "auto"},
 		{"datapath", head + "datapath: fast\nnetworks: [{name: a, vni: 1, bridge: b}]", "2:11: datapath: fast is not known", "auto, tc, kernel"},
+		{"metrics without a port", head + "metrics: 127.0.0.1\nnetworks: [{name: a, vni: 1, bridge: b}]", "2:10: metrics: 127.0.0.1 is no address with a port", "unix:"},
+		{"metrics at a name", head + "metrics: 'localhost:9879'\nnetworks: [{name: a, vni: 1, bridge: b}]", "2:10: metrics: localhost is no address", "127.0.0.1:9879"},
+		{"metrics port", head + "metrics: '127.0.0.1:99999'\nnetworks: [{name: a, vni: 1, bridge: b}]", "2:10: metrics: 99999 is no port", "off"},
+		{"metrics path", head + "metrics: 'unix:metrics.sock'\nnetworks: [{name: a, vni: 1, bridge: b}]", "2:10: metrics: metrics.sock is no absolute path", "unix:"},
 		{"log level", head + "log: {level: loud}\nnetworks: [{name: a, vni: 1, bridge: b}]", "2:14: log.level: loud is not known", "debug, info, warn, error"},
 		{"log format", head + "log: {format: xml}\nnetworks: [{name: a, vni: 1, bridge: b}]", "2:15: log.format: xml is not known", "text, json"},
 		{"local multicast", "underlay: {device: e, local: 239.1.1.1}\nnetworks: [{name: a, vni: 1, bridge: b}]", "1:30: underlay.local: 239.1.1.1 is a multicast", "this host"},

@@ -20,6 +20,7 @@ type (
 		Datapath scalar       `yaml:"datapath"`
 		MSSClamp scalar       `yaml:"mss_clamp"`
 		Bypass   scalar       `yaml:"bypass_netfilter"`
+		Metrics  scalar       `yaml:"metrics"`
 		Log      rawLog       `yaml:"log"`
 		Networks []rawNetwork `yaml:"networks"`
 	}

@@ -3,11 +3,16 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -19,7 +24,8 @@ import (
 //
 // What an operator looks at, against what is known to have happened.
 func TestObserve(t *testing.T) {
-	w := up(t, oneNetwork(testenv.HostSpec{Name: "h1"}, testenv.HostSpec{Name: "h2"}), false)
+	socket := filepath.Join(t.TempDir(), "metrics.sock")
+	w := up(t, oneNetwork(testenv.HostSpec{Name: "h1", Config: testenv.Keys("metrics: unix:" + socket)}, testenv.HostSpec{Name: "h2"}), false)
 	d := w.start("h1")
 	w.start("h2")
 	a, b := w.Container("h1", "mgmt-1"), w.Container("h2", "mgmt-1")
@@ -33,6 +39,7 @@ func TestObserve(t *testing.T) {
 	t.Run("show", func(t *testing.T) { w.in(t).show(a, b) })
 	t.Run("narrow", func(t *testing.T) { w.in(t).narrow() })
 	t.Run("vteps", func(t *testing.T) { w.in(t).byVTEP(a, b) })
+	t.Run("metrics", func(t *testing.T) { w.in(t).metrics(socket, a, b) })
 	// Last: it takes programs off.
 	t.Run("dead", func(t *testing.T) { w.in(t).dead(d) })
 }
@@ -211,5 +218,130 @@ func (w *world) dead(d *testenv.Daemon) {
 		if r.State != "missing" || r.ID != 0 || r.Program != "vx_tc_encap" {
 			t.Errorf("a program that somebody took off: %+v", r)
 		}
+	}
+}
+
+// scrape asks the daemon, as Prometheus would, and returns each series by its text.
+func (w *world) scrape(socket string) map[string]float64 {
+	w.t.Helper()
+	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", socket)
+	}}}
+	req, err := http.NewRequestWithContext(w.ctx, http.MethodGet, "http://host/metrics", nil)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return series(w.t, string(b))
+}
+
+func series(t *testing.T, text string) map[string]float64 {
+	t.Helper()
+	out := map[string]float64{}
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, "#") {
+			continue
+		}
+		i := strings.LastIndexByte(line, ' ')
+		v, err := strconv.ParseFloat(strings.TrimSpace(line[i+1:]), 64)
+		if err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		out[line[:i]] = v
+	}
+	return out
+}
+
+// metrics: what a scrape shows of a known number of packets is that number, exactly.
+func (w *world) metrics(socket string, a, b *testenv.Container) {
+	t := w.t
+	const n, size = 250, 14 + 20 + 8 + 100
+	frame := make([]byte, size)
+	copy(frame, b.MAC[:])
+	copy(frame[6:], a.MAC[:])
+	frame[12] = 0x08
+	ip := frame[14:]
+	ip[0], ip[3], ip[6], ip[8], ip[9] = 0x45, size-14, 0x40, 64, 17
+	copy(ip[12:], a.Addr.Addr().AsSlice())
+	copy(ip[16:], b.Addr.Addr().AsSlice())
+	var sum uint32
+	for i := 0; i < 20; i += 2 {
+		sum += uint32(ip[i])<<8 | uint32(ip[i+1])
+	}
+	sum = sum&0xffff + sum>>16
+	sum = ^(sum + sum>>16)
+	ip[10], ip[11] = byte(sum>>8), byte(sum)
+	// UDP to a port where nobody is, no checksum.
+	ip[20], ip[21], ip[22], ip[23], ip[25] = 0x90, 0x01, 0x90, 0x02, 108
+	// Within the first quarter of the ageing time: none of them is a refresh.
+	w.ping(a.NS, b.Addr.Addr())
+	before := w.scrape(socket)
+	c, err := testenv.PacketSocket(a.NS, "eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for range n {
+		if err := c.Send(frame); err != nil {
+			t.Fatal(err)
+		}
+	}
+	after := w.scrape(socket)
+	for name, want := range map[string]float64{
+		`vxbpf_reason_packets_total{hook="encap",network="mgmt",reason="fast"}`:                                       n,
+		`vxbpf_network_packets_total{direction="sent",network="mgmt",path="fast"}`:                                    n,
+		`vxbpf_network_bytes_total{direction="sent",network="mgmt",path="fast"}`:                                      n * size,
+		`vxbpf_vtep_packets_total{direction="sent",path="fast",vtep="192.0.2.12"}`:                                    n,
+		`vxbpf_vtep_bytes_total{direction="sent",path="fast",vtep="192.0.2.12"}`:                                      n * size,
+		`vxbpf_reason_packets_total{hook="encap",network="mgmt",reason="drop_broken"}`:                                0,
+		`vxbpf_network_info{bridge="br-mgmt",datapath="tc",link="encap-mgmt",network="mgmt",vni="236",wanted="auto"}`: 0,
+	} {
+		if got := after[name] - before[name]; got != want {
+			t.Errorf("%s grew by %v, want %v", name, got, want)
+		}
+	}
+	for name, want := range map[string]float64{
+		`vxbpf_up`: 1, `vxbpf_daemon_up`: 1, `vxbpf_network_fast{network="mgmt"}`: 1, `vxbpf_network_degraded{network="mgmt"}`: 0,
+		`vxbpf_vtep_up{vtep="192.0.2.12"}`: 1, `vxbpf_vtep_path_mtu_bytes{vtep="192.0.2.12"}`: 1500,
+		`vxbpf_attachments{program="vx_tc_encap",state="attached"}`: 2, `vxbpf_attachments{program="vx_tc_encap",state="missing"}`: 0,
+		`vxbpf_network_ports{network="mgmt",path="fast"}`: 1, `vxbpf_netlink_overruns_total`: 0,
+	} {
+		if got, ok := after[name]; !ok || got != want {
+			t.Errorf("%s is %v (%t), want %v", name, got, ok, want)
+		}
+	}
+	if after["vxbpf_netlink_resyncs_total"] < 1 || after[`vxbpf_fdb_events_total{event="changed"}`] < 1 {
+		t.Error("the daemon's own metrics are missing")
+	}
+	// A scrape inside the daemon must not cost it its lock.
+	if st, _ := w.status("h1"); st.Daemon == 0 {
+		t.Error("after a scrape the daemon does not hold its instance")
+	}
+	// The command prints the same, less the daemon's own.
+	text, errOut, code := w.vxbpf("h1", "metrics")
+	if code != 0 {
+		t.Fatalf("metrics: exit %d\n%s", code, errOut)
+	}
+	printed := series(t, text)
+	for name, v := range after {
+		own := strings.HasPrefix(name, "vxbpf_fdb_events") || strings.HasPrefix(name, "vxbpf_netlink")
+		if _, ok := printed[name]; ok == own {
+			t.Errorf("%s %v is printed: %t", name, v, ok)
+		}
+	}
+	file := filepath.Join(t.TempDir(), "vxbpf.prom")
+	if _, errOut, code := w.vxbpf("h1", "metrics", "--textfile", file); code != 0 {
+		t.Fatalf("metrics --textfile: exit %d\n%s", code, errOut)
+	}
+	if b, err := os.ReadFile(file); err != nil || len(series(t, string(b))) < len(after)-6 {
+		t.Errorf("textfile: %v\n%s", err, b)
 	}
 }

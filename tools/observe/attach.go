@@ -19,6 +19,9 @@ type Attachment struct {
 	Tag       string   `json:"tag"` // of its instructions
 	Mode      string   `json:"mode"`
 	Networks  []string `json:"networks"`
+	// Runs and RunTime count while kernel.bpf_stats_enabled is 1.
+	Runs    uint64  `json:"runs"`
+	RunTime float64 `json:"run_seconds"`
 	// State is "attached"; "missing": the device is there and the program is
 	// not; "stale": the device that it was attached to is gone.
 	State string `json:"state"`
@@ -68,7 +71,7 @@ func (s *Snapshot) Attachments(o Options) ([]Attachment, error) {
 	for _, a := range have {
 		p := place{a.Program, a.Direction, a.Index}
 		row := Attachment{Device: s.name(a.Index), Index: a.Index, Direction: a.Direction, Program: a.Program, ID: a.ID, Tag: a.Tag,
-			Mode: s.State.Attach, State: "attached", Networks: wanted[p]}
+			Mode: s.State.Attach, Runs: a.Runs, RunTime: a.RunTime.Seconds(), State: "attached", Networks: wanted[p]}
 		if _, there := s.links[a.Index]; !there || !a.Attached {
 			row.State = "stale"
 		} else {

@@ -176,6 +176,9 @@ type Options struct {
 	loader.Options
 	// Kernel reads the kernel's forwarding tables too: entries that only it has, and flood lists.
 	Kernel bool
+	// Daemon is the daemon's pid where the caller knows it. The daemon itself must
+	// say so: asking who holds the lock would give up its own (fcntl(2)).
+	Daemon int
 }
 
 // Read looks at an instance. The error wraps ErrNothingLoaded if there is none.
@@ -189,8 +192,10 @@ func Read(o Options) (*Snapshot, error) {
 	}
 	s := &Snapshot{At: time.Now(), Mono: maps.Now(), State: st, Counts: map[string]maps.Counts{}, links: map[int]kernel.Link{},
 		ids: map[fdb.NetID]string{}, Networks: []Network{}, VTEPs: []VTEP{}, Ports: []Port{}}
-	if s.Daemon, err = loader.Holder(o.RunDir()); err != nil {
-		return nil, err
+	if s.Daemon = o.Daemon; s.Daemon == 0 {
+		if s.Daemon, err = loader.Holder(o.RunDir()); err != nil {
+			return nil, err
+		}
 	}
 	if err := s.readMaps(); err != nil {
 		return nil, err
