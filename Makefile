@@ -14,8 +14,10 @@ GOLANGCI := bin/golangci-lint-$(GOLANGCI_VERSION)
 
 # Debian and Ubuntu packages: what tests run, and what generate and lint add to that.
 TEST_PACKAGES := iproute2 iptables nftables
+KERNEL_TEST_PACKAGES := qemu-system-x86 busybox-static cpio xz-utils ebtables debian-archive-keyring $(TEST_PACKAGES)
 DEV_PACKAGES := clang-19 llvm-19 clang-format-19 shellcheck
 TEST_COMMANDS := ip bridge iptables-legacy iptables-nft nft
+KERNEL_TEST_COMMANDS := qemu-system-x86_64 busybox cpio xz ebtables-legacy apt-get dpkg $(TEST_COMMANDS)
 DEV_COMMANDS := clang-19 llvm-strip-19 clang-format-19 shellcheck
 
 # git refuses a checkout of another user's; `go build` would stop at that. The version is then "devel".
@@ -30,7 +32,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo build install test test-race test-diff bench generate check-generate lint deps clean need-go need-root need-test need-dev
+.PHONY: help demo build install test test-race test-diff test-kernels bench generate check-generate lint deps clean need-go need-root need-test need-test-kernels need-dev
 
 # $(call have,commands,what for): stop with the way out when one is missing.
 define have
@@ -66,6 +68,12 @@ test-diff: need-root need-test build ## The same frames and sockets through kern
 	VXBPF_BIN=$(CURDIR)/vxbpf VXBPF_DIFF_FRAMES=$(FRAMES) VXBPF_DIFF_SEED=$(SEED) VXBPF_DIFF_PROFILE=$(PROFILE) \
 		$(GO) test ./testenv/e2e -run '^TestDiff$$' -count=1 -v -timeout 30m
 	VXBPF_BIN=$(CURDIR)/vxbpf VXBPF_TEST_FULL=1 $(GO) test ./testenv/e2e -run '^(TestMatrix|TestCoexist)' -count=1 -v -timeout 30m
+
+# Debian's kernels, in virtual machines: KERNELS="6.1 6.12", RUN=TestInterop, KERNEL_TEST_ARGS="-v testenv/e2e".
+KERNELS ?= 5.10 6.1 6.12 7.3
+RUN ?=
+test-kernels: need-root need-test-kernels need-go ## Run the tests on Debian's 5.10, 6.1, 6.12 and 7.3 in virtual machines (root, amd64)
+	$(GO) run ./testenv/vm -kernels '$(KERNELS)' -run '$(RUN)' $(KERNEL_TEST_ARGS)
 
 bench: need-root build ## Compare vxbpf with kernel VXLAN and no overlay on this machine (root, under 20 minutes; BENCH=--quick: 2)
 	./vxbpf bench $(BENCH)
@@ -122,6 +130,14 @@ need-test:
 		export DEBIAN_FRONTEND=noninteractive; apt-get update -q && apt-get install -q -y --no-install-recommends $(TEST_PACKAGES); \
 	fi
 	$(call have,$(TEST_COMMANDS),the test suite)
+
+need-test-kernels:
+	@missing=; for c in $(KERNEL_TEST_COMMANDS); do command -v $$c >/dev/null || missing="$$missing $$c"; done; \
+	if [ -n "$$missing" ] && command -v apt-get >/dev/null; then \
+		echo "the kernel tests need$$missing: installing $(KERNEL_TEST_PACKAGES)"; \
+		export DEBIAN_FRONTEND=noninteractive; apt-get update -q && apt-get install -q -y --no-install-recommends $(KERNEL_TEST_PACKAGES); \
+	fi
+	$(call have,$(KERNEL_TEST_COMMANDS),the kernel tests)
 
 need-dev:
 	$(call have,$(DEV_COMMANDS),this target)

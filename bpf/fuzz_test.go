@@ -77,7 +77,7 @@ func fuzz(f *testing.F, h bpf.Hook) {
 	l := newLab(f, nil)
 	f.Fuzz(func(t *testing.T, b []byte, gsoSize uint16, k uint64) {
 		if !fits(b) {
-			t.Skip("no such frame")
+			return
 		}
 		l.try(t, h, knobs(k), b, gsoSize)
 	})

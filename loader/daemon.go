@@ -100,9 +100,10 @@ type Daemon struct {
 	sys  sysctls
 
 	// Below: nil or empty when no network runs on BPF.
-	dp    *datapath
-	at    attacher
-	vteps *vteps
+	features Features // of the kernel
+	dp       *datapath
+	at       attacher
+	vteps    *vteps
 	// What the maps and hooks hold as far as we know.
 	fdb      map[fdb.Key]placed
 	ports    map[uint32]vxmaps.Port

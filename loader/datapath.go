@@ -54,7 +54,7 @@ type datapath struct {
 // openDatapath loads the programs, with the pinned maps of an earlier run where
 // their layout is the same. Nothing is attached. An error that wraps
 // *ebpf.VerifierError, ebpf.ErrNotSupported or EPERM means that this host cannot run them.
-func openDatapath(dir string, want sizes) (*datapath, error) {
+func openDatapath(dir string, want sizes, has Features) (*datapath, error) {
 	if err := mountBPFFS(filepath.Dir(filepath.Dir(dir))); err != nil {
 		return nil, err
 	}
@@ -80,6 +80,13 @@ func openDatapath(dir string, want sizes) (*datapath, error) {
 	}
 	if err := spec.Variables["vx_hold_ns"].Set(uint64(2 * tick.Nano())); err != nil {
 		return nil, fmt.Errorf("set vx_hold_ns: %w", err)
+	}
+	var decapL3 uint8
+	if has.Have(featureDecapL3) {
+		decapL3 = 1
+	}
+	if err := spec.Variables["vx_have_decap_l3"].Set(decapL3); err != nil {
+		return nil, fmt.Errorf("set vx_have_decap_l3: %w", err)
 	}
 	if err := spec.Variables["vx_hash_seed"].Set(rand.Uint64()); err != nil {
 		return nil, fmt.Errorf("set vx_hash_seed: %w", err)

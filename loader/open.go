@@ -31,7 +31,10 @@ func (d *Daemon) open(cfg *config.Config) (why string, err error) {
 	if wanted == 0 {
 		return "", nil
 	}
-	d.dp, err = openDatapath(d.opt.pinDir(), sizesFor(len(cfg.Networks)))
+	d.features = Probe()
+	if err = d.features.FastPath(); err == nil {
+		d.dp, err = openDatapath(d.opt.pinDir(), sizesFor(len(cfg.Networks)), d.features)
+	}
 	if err == nil {
 		d.at, err = d.newAttacher()
 	}
@@ -76,12 +79,13 @@ func (d *Daemon) newAttacher() (attacher, error) {
 	if d.opt.Attach == "clsact" {
 		return byClsact()
 	}
-	err := haveTCX(1, d.dp.objs.VxTcEncap) // loopback, in every namespace
-	if err == nil {
+	switch f := d.features.get(featureTCX); {
+	case f.Have:
 		return &tcx{dir: links}, nil
-	}
-	if d.opt.Attach == "tcx" || !errors.Is(err, ebpf.ErrNotSupported) {
-		return nil, fmt.Errorf("try tcx: %w", err)
+	case f.Unknown:
+		return nil, fmt.Errorf("try tcx: %s", f.Error)
+	case d.opt.Attach == "tcx":
+		return nil, fmt.Errorf("attach by tcx: %w: %s", ebpf.ErrNotSupported, f.Error)
 	}
 	return byClsact()
 }

@@ -166,6 +166,9 @@ func (d *Daemon) readTC() error {
 		return err
 	}
 	d.view.tc = others
+	if t := d.features.get(featureTCX); !t.Have && !t.Unknown {
+		return nil // before 6.6 a question about tcx is an invalid argument
+	}
 	for _, n := range d.fast() {
 		n.resolve(d.view)
 		devs := append(d.view.ports(n), n.link, n.bridge)

@@ -13,6 +13,8 @@ import (
 	"github.com/florianl/go-tc"
 	"github.com/florianl/go-tc/core"
 	"golang.org/x/sys/unix"
+
+	"github.com/vxbpf/vxbpf/loader/probe"
 )
 
 // clsact attaches by a direct-action cls_bpf filter below the clsact qdisc, for
@@ -41,6 +43,25 @@ func newClsact(instance string, made func(int) bool, note func(int, bool) error)
 		return nil, fmt.Errorf("open tc socket: %w", err)
 	}
 	return &clsact{rtnl: rtnl, instance: instance, made: made, note: note}, nil
+}
+
+// haveClsact tries, apart from all traffic.
+func haveClsact() error {
+	return probe.Apart(func() error {
+		rtnl, err := tc.Open(&tc.Config{})
+		if err != nil {
+			return fmt.Errorf("open tc socket: %w", err)
+		}
+		defer rtnl.Close()
+		err = rtnl.Qdisc().Add(qdisc(1)) // loopback, in every namespace
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) {
+			err = fmt.Errorf("%w: %w", err, ebpf.ErrNotSupported)
+		}
+		if err != nil {
+			return fmt.Errorf("add a clsact qdisc: %w", err)
+		}
+		return nil
+	})
 }
 
 func (c *clsact) name() string { return "clsact" }

@@ -118,15 +118,6 @@ func programID(p *ebpf.Program) (ebpf.ProgramID, bool) {
 	return info.ID()
 }
 
-// haveTCX tries: version numbers lie about backports.
-func haveTCX(ifindex int, prog *ebpf.Program) error {
-	l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog, Attach: ebpf.AttachTCXEgress, Anchor: link.Tail()})
-	if err != nil {
-		return err
-	}
-	return l.Close()
-}
-
 // after names a program of someone else at a tcx hook that ours would keep
 // packets from. Programs before ours have had their say; at egress a redirect
 // goes around all of them.

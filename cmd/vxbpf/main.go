@@ -114,6 +114,7 @@ Exit codes: 0 ok, 1 error, 2 usage or config, 3 running degraded on the kernel f
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usage(fmt.Errorf("%w (see `%s --help`)", err, c.CommandPath()))
 	})
+	root.AddCommand(a.features())
 	f := root.PersistentFlags()
 	f.StringVar(&a.opt.Instance, "instance", "", "name of this data path, where a host runs several (default $VXBPF_INSTANCE, else \"default\")")
 	f.StringVar(&a.opt.PinRoot, "pin-root", loader.DefaultPinRoot, "directory on a bpf file system for pinned maps and links")

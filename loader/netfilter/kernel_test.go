@@ -20,6 +20,8 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"github.com/vxbpf/vxbpf/testenv/need"
 )
 
 // These tests ask the kernel whether what this package believes of it is so.
@@ -222,10 +224,8 @@ func TestEgressSkipped(t *testing.T) {
 	})
 	must(t, err)
 	defer prog.Close()
+	need.Kernel(t, need.TCX)
 	l, err := link.AttachTCX(link.TCXOptions{Interface: index(t, "a1").Index, Program: prog, Attach: ebpf.AttachTCXIngress})
-	if errors.Is(err, ebpf.ErrNotSupported) {
-		t.Skip("this kernel has no tcx to attach a program with: ", err)
-	}
 	must(t, err)
 	defer l.Close()
 	if !through(t, "a0", "b0", datagram(false)) {

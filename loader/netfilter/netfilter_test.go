@@ -8,11 +8,12 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vxbpf/vxbpf/testenv/need"
 )
 
 // The network in question, for which no device need be there:
@@ -358,10 +359,7 @@ func BenchmarkRead(b *testing.B) {
 // TestEbtables: legacy ebtables, where the kernel still has them.
 func TestEbtables(t *testing.T) {
 	newNS(t)
-	out, err := exec.Command("ebtables-legacy", "-t", "filter", "-L").CombinedOutput()
-	if err != nil {
-		t.Skipf("this kernel has no legacy ebtables, or ebtables is not installed: %v\n%s", err, out)
-	}
+	need.Kernel(t, need.Ebtables)
 	if why := look(t).Inner(bridge); why != "" {
 		t.Errorf("empty tables: %q", why)
 	}

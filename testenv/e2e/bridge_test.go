@@ -1140,7 +1140,7 @@ func TestBridgeAwayAndBack(t *testing.T) {
 		tw.paths(c.name, nil)
 		tw.same(c.name + ", back")
 		for _, h := range l.Hosts {
-			l.hooks(h.Name, "tcx")
+			l.hooks(h.Name, attachedBy(t))
 		}
 	}
 }

@@ -107,6 +107,7 @@ func TestCoexistInstances(t *testing.T) {
 	for _, modes := range modes {
 		t.Run(modes[0]+" and "+modes[1], func(t *testing.T) {
 			t.Parallel()
+			needMode(t, modes[:]...)
 			spec := oneNetwork(testenv.HostSpec{Name: "h1"}, testenv.HostSpec{Name: "h2"})
 			spec.Networks = append(spec.Networks, testenv.Network{Name: "storage", VNI: 244, Subnet: netip.MustParsePrefix("172.29.244.0/24")})
 			l := lab{newOverlay(t, spec, false), map[string]*eye{}, nil}

@@ -17,7 +17,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -94,12 +93,12 @@ func (w overlay) traces(host string, ifindex int) (out []string) {
 	}
 	for _, at := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
 		w.must(w.Host(host).NS.Do(func() error {
-			r, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: at})
+			attached, err := tcxPrograms(w.t, ifindex, at)
 			if errors.Is(err, unix.ENODEV) {
 				return nil
 			}
 			if err == nil {
-				for range r.Programs {
+				for range attached {
 					out = append(out, at.String())
 				}
 			}
@@ -204,6 +203,7 @@ func (w overlay) accelerated(a, b *testenv.Container) {
 func TestContainerComesAndGoes(t *testing.T) {
 	for _, mode := range []string{"tcx", "clsact"} {
 		t.Run(mode, func(t *testing.T) {
+			needMode(t, mode)
 			w := newOverlay(t, twoEach(testenv.HostSpec{}), false)
 			// Found there: on eth2 a qdisc with a filter, on v-mgmt-1 a qdisc alone.
 			h1 := w.Host("h1").NS

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/vxbpf/vxbpf/testenv"
+	"github.com/vxbpf/vxbpf/testenv/need"
 )
 
 // binary is the vxbpf under test: $VXBPF_BIN, or this tree's, built once.
@@ -66,6 +67,13 @@ type world struct {
 // start, vxbpf runs on each host whose datapath is not none and that is not a
 // plain kernel host.
 func up(t *testing.T, spec testenv.Spec, start bool) *world {
+	t.Helper()
+	need.Kernel(t, need.FastPath)
+	return upAnyway(t, spec, start)
+}
+
+// upAnyway is up on kernels that cannot run the fast path, too.
+func upAnyway(t *testing.T, spec testenv.Spec, start bool) *world {
 	t.Helper()
 	bin, err := binary()
 	if err != nil {

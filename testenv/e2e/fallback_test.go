@@ -306,7 +306,7 @@ func TestFallbackMixed(t *testing.T) {
 	if err := d.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	w.hooks("h2", "tcx")
+	w.hooks("h2", attachedBy(t))
 	w.startRestricted("h2", withoutBPF)
 	if p := w.programs("h2"); len(p) > 0 {
 		t.Errorf("programs of the earlier run: %v", p)

@@ -70,6 +70,7 @@ func TestForeignTC(t *testing.T) {
 	}
 	for _, mode := range []string{"tcx", "clsact"} {
 		t.Run(mode, func(t *testing.T) {
+			needMode(t, mode)
 			w := up(t, oneNetwork(testenv.HostSpec{Name: "h1"}, testenv.HostSpec{Name: "h2"}), false)
 			w.start("h1", "--attach", mode)
 			w.start("h2")

@@ -13,7 +13,6 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
@@ -225,11 +224,11 @@ func (w *world) programs(host string) map[string][]string {
 		}
 		for i, dev := range names {
 			for at, dir := range map[ebpf.AttachType]string{ebpf.AttachTCXIngress: "ingress", ebpf.AttachTCXEgress: "egress"} {
-				r, err := link.QueryPrograms(link.QueryOptions{Target: i, Attach: at})
+				attached, err := tcxPrograms(w.t, i, at)
 				if err != nil {
 					return fmt.Errorf("query tcx %s of %s: %w", dir, dev, err)
 				}
-				for _, p := range r.Programs {
+				for _, p := range attached {
 					name, err := programName(p.ID)
 					if err != nil {
 						return err

@@ -22,6 +22,7 @@ import (
 	"github.com/vxbpf/vxbpf/loader/kernel"
 	"github.com/vxbpf/vxbpf/maps/fdb"
 	"github.com/vxbpf/vxbpf/testenv"
+	"github.com/vxbpf/vxbpf/testenv/need"
 )
 
 // stream starts numbered packets from the first container of one host to that
@@ -67,9 +68,12 @@ func (w *world) flowing(when string) {
 	}
 }
 
-// linkIDs are the ids of a host's pinned tcx links, by name of the pin.
+// linkIDs are the ids of a host's pinned tcx links, by name of the pin. Filters have no such thing.
 func (w *world) linkIDs(host string) map[string]link.ID {
 	w.t.Helper()
+	if attachedBy(w.t) != "tcx" {
+		return nil
+	}
 	ids := map[string]link.ID{}
 	pins, err := filepath.Glob(filepath.Join(w.pinDir(host), "links", "*"))
 	if err != nil {
@@ -138,7 +142,7 @@ func TestKill(t *testing.T) {
 	}
 	ids := map[string]map[string]link.ID{}
 	for _, h := range w.Hosts {
-		w.hooks(h.Name, "tcx")
+		w.hooks(h.Name, attachedBy(t))
 		ids[h.Name] = w.linkIDs(h.Name)
 		if s, code := w.status(h.Name); s.Daemon != daemons[h.Name].Pid || code != 0 {
 			t.Errorf("status of %s: exit %d, daemon %d, want %d", h.Name, code, s.Daemon, daemons[h.Name].Pid)
@@ -155,7 +159,7 @@ func TestKill(t *testing.T) {
 	carried := map[string]uint64{}
 	for _, h := range w.Hosts {
 		st, code := w.status(h.Name)
-		if st.Daemon != 0 || code != 0 || st.Attach != "tcx" || len(st.Networks) != 1 || st.Networks[0].Datapath != "tc" {
+		if st.Daemon != 0 || code != 0 || st.Attach != attachedBy(t) || len(st.Networks) != 1 || st.Networks[0].Datapath != "tc" {
 			t.Errorf("status of %s without a daemon: exit %d, %+v", h.Name, code, st)
 		}
 		if out, _, _ := w.vxbpf(h.Name, "status"); !strings.Contains(out, "NO DAEMON") {
@@ -174,7 +178,7 @@ func TestKill(t *testing.T) {
 		if st, _ := w.status(h.Name); st.Daemon != daemons[h.Name].Pid {
 			t.Errorf("status of %s: daemon %d, want %d", h.Name, st.Daemon, daemons[h.Name].Pid)
 		}
-		w.hooks(h.Name, "tcx")
+		w.hooks(h.Name, attachedBy(t))
 	}
 	w.flowing("after the restart")
 	w.whole(s, "kill -9 and restart")
@@ -194,7 +198,7 @@ func TestKill(t *testing.T) {
 	}
 
 	// And under TCP. The size doubles until the kill comes in the middle.
-	for size := int64(256 << 20); ; size *= 2 {
+	for size := scale(256 << 20); ; size *= 2 {
 		done := make(chan testenv.TransferResult, 1)
 		failed := make(chan error, 1)
 		carried := w.fast("h1")
@@ -290,7 +294,7 @@ func TestUnload(t *testing.T) {
 	for _, how := range []struct {
 		name, attach string
 		kill         bool
-	}{{"unload", "tcx", false}, {"kill -9 and unload", "tcx", true}, {"unload of clsact", "clsact", false}} {
+	}{{"unload", attachedBy(t), false}, {"kill -9 and unload", attachedBy(t), true}, {"unload of clsact", "clsact", false}} {
 		daemons := map[string]*testenv.Daemon{}
 		config := []byte(strings.ReplaceAll(string(w.Host("h2").Config(w.Spec)), "      addresses:\n", "      stp: false\n      forward_delay: 0\n      addresses:\n"))
 		for _, host := range hosts {
@@ -406,7 +410,7 @@ func TestUnloadKeepLinks(t *testing.T) {
 	// What was adopted stays at a plain unload too.
 	for _, h := range w.Hosts {
 		w.start(h.Name)
-		w.hooks(h.Name, "tcx")
+		w.hooks(h.Name, attachedBy(t))
 		if out, errOut, code := w.vxbpf(h.Name, "unload"); code != 0 {
 			t.Errorf("unload on %s: exit %d\n%s%s", h.Name, code, out, errOut)
 		}
@@ -427,7 +431,7 @@ func TestLoadAgain(t *testing.T) {
 	w.start("h2")
 	a, b := w.Container("h1", "mgmt-1"), w.Container("h2", "mgmt-1")
 	w.ping(a.NS, b.Addr.Addr())
-	w.hooks("h1", "tcx")
+	w.hooks("h1", attachedBy(t))
 	loaded, ids := w.steady("h1"), w.linkIDs("h1")
 	unchanged := func(after string) {
 		t.Helper()
@@ -581,6 +585,7 @@ func (w *world) qdiscDrops(host string) (sum uint64) {
 // removing a clsact qdisc, whoever does it, drops what the device sends in that
 // moment (qdisc_graft deactivates the device; noop_enqueue counts the packets).
 func TestAttachSwitch(t *testing.T) {
+	need.Kernel(t, need.TCX)
 	spec := oneNetwork(testenv.HostSpec{Name: "h1"}, testenv.HostSpec{Name: "h2"})
 	w := up(t, spec, false)
 	bare := w.steady("h1")
