@@ -63,6 +63,7 @@ func (c *checker) config(raw *rawConfig) *Config {
 			MTU:    c.mtu(u.MTU),
 		},
 		Datapath:        c.datapath(raw.Datapath, Auto),
+		VLANTags:        c.vlanTags(raw.VLANTags, 0),
 		MSSClamp:        c.mssClamp(raw.MSSClamp, MSSOff),
 		BypassNetfilter: c.boolean(raw.Bypass, false),
 		Metrics:         c.metrics(raw.Metrics),
@@ -124,6 +125,7 @@ func (c *checker) network(i int, cfg *Config) Network {
 		Bridge:   c.bridge(&raw.Bridge, raw.where, i),
 		Underlay: c.underlay(raw, cfg.Underlay),
 		Datapath: c.datapath(raw.Datapath, cfg.Datapath),
+		VLANTags: c.vlanTags(raw.VLANTags, cfg.VLANTags),
 		MSSClamp: c.mssClamp(raw.MSSClamp, cfg.MSSClamp),
 		MTU:      c.mtu(raw.MTU),
 		Learning: c.boolean(raw.Learning, true),
@@ -547,7 +549,8 @@ func (c *checker) headerFits(raw *rawNetwork, n *Network) {
 
 // mtuFits compares what the file says about both sizes.
 func (c *checker) mtuFits(raw *rawNetwork, n *Network) {
-	u, over := n.Underlay.MTU, Overhead(n.V6())
+	u := n.Underlay.MTU
+	over, what := n.Overhead(n.V6())
 	switch {
 	case u == 0:
 	case n.MTU+over > u && n.MTU > 0:
@@ -555,9 +558,9 @@ func (c *checker) mtuFits(raw *rawNetwork, n *Network) {
 		if u-over < minMTU {
 			hint = "raise underlay.mtu if the path carries more"
 		}
-		c.fail(raw.MTU.where, hint, "%d + %d bytes of encapsulation = %d, more than the %d of underlay.mtu (line %d)", n.MTU, over, n.MTU+over, u, c.raw.Underlay.MTU.at.line)
+		c.fail(raw.MTU.where, hint, "%d + %s = %d, more than the %d of underlay.mtu (line %d)", n.MTU, what, n.MTU+over, u, c.raw.Underlay.MTU.at.line)
 	case n.MTU == 0 && u-over < minMTU:
-		c.fail(c.raw.Underlay.MTU.where, "write the MTU of the path between the hosts", "%d - %d bytes of encapsulation = %d, less than the smallest MTU of a network, %d", u, over, u-over, minMTU)
+		c.fail(c.raw.Underlay.MTU.where, "write the MTU of the path between the hosts", "%d - %s = %d, less than the smallest MTU of a network, %d", u, strings.ReplaceAll(what, "+", "-"), u-over, minMTU)
 	}
 }
 
@@ -651,6 +654,14 @@ func (c *checker) mtu(s scalar) int {
 		return 0
 	}
 	v, _ := c.number(s, "an MTU", minMTU, maxMTU, "leave it out to take it from the underlay device", auto)
+	return int(v)
+}
+
+func (c *checker) vlanTags(s scalar, def int) int {
+	if !s.set {
+		return def
+	}
+	v, _ := c.number(s, "vlan_tags", 0, 2, "write how many tags a frame may carry: 1 for 802.1Q, 2 for QinQ")
 	return int(v)
 }
 

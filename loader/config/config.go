@@ -6,6 +6,7 @@
 package config
 
 import (
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -19,7 +20,8 @@ type Config struct {
 	// Underlay holds the defaults that each network may override.
 	Underlay Underlay
 	Datapath Datapath
-	// MSSClamp and BypassNetfilter are defaults that each network may override.
+	// VLANTags, MSSClamp and BypassNetfilter are defaults that each network may override.
+	VLANTags        int
 	MSSClamp        int
 	BypassNetfilter bool
 	// Metrics is where the daemon serves metrics: "HOST:PORT" with an address
@@ -127,8 +129,10 @@ type Network struct {
 	Link   string // name of the vxlan device, default encap-<name>
 	// Underlay is complete: the network's own values over those of the host.
 	Underlay Underlay
-	// Datapath is complete too, and so are the next two.
+	// Datapath is complete too, and so are the next three.
 	Datapath Datapath
+	// VLANTags is how many 802.1Q or 802.1ad tags inner frames may carry, 0..2.
+	VLANTags int
 	// MSSClamp is the largest TCP MSS in bytes that SYN packets may announce over inner
 	// IPv4, 536..65495; over inner IPv6 it is 20 less. MSSOff, or MSSAuto: what the MTU leaves.
 	MSSClamp int
@@ -142,7 +146,7 @@ type Network struct {
 	// control plane that fills the kernel's FDB). One family per network.
 	Remotes []netip.Addr
 	FDB     []StaticEntry
-	// MTU of vxlan link and bridge in bytes. 0: the underlay's MTU less the encapsulation overhead.
+	// MTU of vxlan link and bridge in bytes. 0: the underlay's MTU less Overhead.
 	MTU      int
 	Learning bool
 	// Ageing of learned entries, in the bridge and in the vxlan device, whole
@@ -150,6 +154,22 @@ type Network struct {
 	// does not: to it 0 means "at once", so never write 0 to one.
 	Ageing time.Duration
 }
+
+// Overhead is what encapsulation adds to an inner IP packet, in bytes, with the
+// VLAN tags before it, and the same for people.
+func (n *Network) Overhead(v6 bool) (bytes int, text string) {
+	bytes = Overhead(v6)
+	switch n.VLANTags {
+	case 0:
+		return bytes, fmt.Sprintf("%d bytes of encapsulation", bytes)
+	case 1:
+		return bytes + vlanTag, fmt.Sprintf("%d + %d bytes of encapsulation and VLAN tag", bytes, vlanTag)
+	}
+	tags := n.VLANTags * vlanTag
+	return bytes + tags, fmt.Sprintf("%d + %d bytes of encapsulation and VLAN tags", bytes, tags)
+}
+
+const vlanTag = 4 // bytes, IEEE 802.1Q
 
 // V6 reports whether outer packets of the network are IPv6. False when nothing
 // in the file says so.

@@ -52,7 +52,7 @@ func TestParse(t *testing.T) {
 			{
 				Name: "mgmt", VNI: 236, Link: "encap-mgmt", Underlay: host, Datapath: Kernel,
 				Bridge:  Bridge{Name: "br-mgmt", Addresses: []netip.Prefix{netip.MustParsePrefix("172.29.236.11/22")}, STP: &stp, ForwardDelay: &fd},
-				Remotes: hosts, MTU: 1450, Learning: true, Ageing: 300 * time.Second, MSSClamp: MSSAuto, BypassNetfilter: true,
+				Remotes: hosts, MTU: 1446, VLANTags: 1, Learning: true, Ageing: 300 * time.Second, MSSClamp: MSSAuto, BypassNetfilter: true,
 				FDB: []StaticEntry{{MAC: fdb.MAC{2, 0, 0, 0, 0, 12}, VTEP: hosts[0]}},
 			},
 			{
@@ -131,6 +131,10 @@ func TestAccepts(t *testing.T) {
 			return *c.Networks[0].Underlay.UDPChecksum && !*c.Networks[1].Underlay.UDPChecksum
 		}},
 		{"mtu auto", "underlay: {device: e, mtu: auto}\nnetworks: [{name: a, vni: 1, bridge: b, mtu: auto}]", func(c *Config) bool { return c.Underlay.MTU == 0 && c.Networks[0].MTU == 0 }},
+		{"vlan tags", head + "vlan_tags: 2\nnetworks: [{name: a, vni: 1, bridge: b}, {name: c, vni: 2, bridge: d, vlan_tags: 0}, {name: e, vni: 3, bridge: f, vlan_tags: 1}]", func(c *Config) bool {
+			return c.VLANTags == 2 && c.Networks[0].VLANTags == 2 && c.Networks[1].VLANTags == 0 && c.Networks[2].VLANTags == 1
+		}},
+		{"vlan tags that fit", "underlay: {device: e, mtu: 1500}\nnetworks: [{name: a, vni: 1, bridge: b, mtu: 1442, vlan_tags: 2}]", func(c *Config) bool { return c.Networks[0].MTU == 1442 }},
 		{"mss clamp", head + "mss_clamp: auto\nnetworks: [{name: a, vni: 1, bridge: b}, {name: c, vni: 2, bridge: d, mss_clamp: off}, {name: e, vni: 3, bridge: f, mss_clamp: 1360}]", func(c *Config) bool {
 			return c.MSSClamp == MSSAuto && c.Networks[0].MSSClamp == MSSAuto && c.Networks[1].MSSClamp == MSSOff && c.Networks[2].MSSClamp == 1360
 		}},
@@ -383,6 +387,10 @@ func TestProblems(t *testing.T) {
 		{"large mtu", "underlay: {device: e, mtu: 65536}\nnetworks: [{name: a, vni: 1, bridge: b}]", "1:28: underlay.mtu: 65536 is out of range", "68 to 65535"},
 		{"mtu sum", "underlay: {device: e, mtu: 1500}\nnetworks: [{name: a, vni: 1, bridge: b, mtu: 1500}]", "2:46: networks[0].mtu: 1500 + 50 bytes of encapsulation = 1550, more than the 1500 of underlay.mtu (line 1)", "1450 or less"},
 		{"mtu sum IPv6", "underlay: {device: e, mtu: 1500}\nnetworks: [{name: a, vni: 1, bridge: b, mtu: 1450, remotes: [2001:db8::1]}]", "2:46: networks[0].mtu: 1450 + 70 bytes of encapsulation = 1520, more than the 1500", "1430 or less"},
+		{"mtu sum with a tag", "underlay: {device: e, mtu: 1500}\nvlan_tags: 1\nnetworks: [{name: a, vni: 1, bridge: b, mtu: 1447}]", "3:46: networks[0].mtu: 1447 + 50 + 4 bytes of encapsulation and VLAN tag = 1501, more than the 1500", "1446 or less"},
+		{"no room for tags", "underlay: {device: e, mtu: 125}\nnetworks: [{name: a, vni: 1, bridge: b, vlan_tags: 2}]", "1:28: underlay.mtu: 125 - 50 - 8 bytes of encapsulation and VLAN tags = 67, less than", "path"},
+		{"vlan tags", one + ", vlan_tags: 3}", "3:54: networks[0].vlan_tags: 3 is out of range: vlan_tags is a number from 0 to 2", "2 for QinQ"},
+		{"vlan tags, a word", head + "vlan_tags: true\nnetworks: [{name: a, vni: 1, bridge: b}]", "2:12: vlan_tags: true is not a number", "0 to 2"},
 		{"no room", "underlay: {device: e, mtu: 100}\nnetworks: [{name: a, vni: 1, bridge: b}]", "1:28: underlay.mtu: 100 - 50 bytes of encapsulation = 50, less than", "path"},
 		{"learning", one + ", learning: off}", "3:53: networks[0].learning: off is neither true nor false", "write false"},
 		{"stp", head + "networks: [{name: a, vni: 1, bridge: {name: b, stp: yes}}]", "2:53: networks[0].bridge.stp: yes is neither", "write true"},
@@ -676,6 +684,12 @@ func TestReferenceIsComplete(t *testing.T) {
 func TestOverhead(t *testing.T) {
 	if Overhead(false) != 50 || Overhead(true) != 70 {
 		t.Error("RFC 7348: 14 + 8 + 8 + 20 or 40")
+	}
+	for tags, want := range []string{"70 bytes of encapsulation", "70 + 4 bytes of encapsulation and VLAN tag", "70 + 8 bytes of encapsulation and VLAN tags"} {
+		n, text := (&Network{VLANTags: tags}).Overhead(true)
+		if n != 70+4*tags || text != want {
+			t.Errorf("%d tags: %d, %s", tags, n, text)
+		}
 	}
 }
 

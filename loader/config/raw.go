@@ -18,6 +18,7 @@ type (
 		where
 		Underlay rawUnderlay  `yaml:"underlay"`
 		Datapath scalar       `yaml:"datapath"`
+		VLANTags scalar       `yaml:"vlan_tags"`
 		MSSClamp scalar       `yaml:"mss_clamp"`
 		Bypass   scalar       `yaml:"bypass_netfilter"`
 		Metrics  scalar       `yaml:"metrics"`
@@ -59,6 +60,7 @@ type (
 		Learning scalar     `yaml:"learning"`
 		Ageing   scalar     `yaml:"ageing"`
 		Datapath scalar     `yaml:"datapath"`
+		VLANTags scalar     `yaml:"vlan_tags"`
 		MSSClamp scalar     `yaml:"mss_clamp"`
 		Bypass   scalar     `yaml:"bypass_netfilter"`
 		Device   scalar     `yaml:"device"`
@@ -102,7 +104,7 @@ var synonyms = map[string]string{
 	"vtep": "remote", "remote": "remotes", "peers": "remotes", "multicast": "group", "fd": "forward_delay",
 	"forward-delay": "forward_delay", "lladdr": "mac", "ports": "port", "address": "addresses", "hops": "ttl",
 	"flowlabel": "flow_label", "srcport": "source_ports", "source_port": "source_ports", "udpcsum": "udp_checksum",
-	"hop_limit": "ttl", "mss": "mss_clamp",
+	"hop_limit": "ttl", "mss": "mss_clamp", "vlans": "vlan_tags", "tags": "vlan_tags",
 }
 
 // maxExpanded bounds what aliases may stand for, in values.

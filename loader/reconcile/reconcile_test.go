@@ -223,6 +223,16 @@ add port encap-mgmt of br-mgmt
 notice: ports veth0, veth1 have MTU 1500, network mgmt carries 1450: lower them, raise the underlay, or set mss_clamp: auto
 notice: port tap0 has MTU 9000, network mgmt carries 1450: lower it, raise the underlay, or set mss_clamp: auto
 `},
+		{name: "ports too large for a tag", host: []func(*host){withBridge("br-mgmt", plainBridge), func(h *host) {
+			b, _ := h.s.Link("br-mgmt")
+			h.must(kernel.Link{Name: "tap0", Kind: "tun", MTU: 1450, Master: b.Index})
+			h.must(kernel.Link{Name: "tap1", Kind: "tun", MTU: 1446, Master: b.Index})
+		}, up}, edit: func(c *config.Config, n *config.Network) { n.Remotes, n.VLANTags = nil, 1 }, want: `
+keep bridge br-mgmt (adopted)
+create vxlan encap-mgmt: vni 236, local 192.0.2.11, device eth2, port 4789, mtu 1446 (not there)
+add port encap-mgmt of br-mgmt
+notice: port tap0 has MTU 1450, network mgmt carries 1446: lower it, raise the underlay, or set mss_clamp: auto
+`},
 		{name: "ports too large, clamped", host: []func(*host){withBridge("br-mgmt", plainBridge), withLink("veth1", "veth", "br-mgmt"), up},
 			edit: func(c *config.Config, n *config.Network) { n.Remotes, n.MSSClamp = nil, 1410 }, want: `
 keep bridge br-mgmt (adopted)
@@ -324,6 +334,8 @@ func TestConflicts(t *testing.T) {
 		}, want: "networks[0].fdb[0].remote: static entry 02:00:00:00:00:0c goes to 192.0.2.11, this host's own local address; remove it, or name the host where the MAC lives"},
 		{name: "mtu", edit: func(c *config.Config, n *config.Network) { n.MTU = 1500 },
 			want: "networks[0].mtu: mtu 1500 does not fit: the underlay eth2 carries 1500, less 50 bytes of encapsulation leaves 1450; set mtu: 1450 or less, or raise the MTU of eth2"},
+		{name: "mtu with tags", edit: func(c *config.Config, n *config.Network) { n.MTU, n.VLANTags = 1443, 2 },
+			want: "networks[0].mtu: mtu 1443 does not fit: the underlay eth2 carries 1500, less 50 + 8 bytes of encapsulation and VLAN tags leaves 1442; set mtu: 1442 or less, or raise the MTU of eth2"},
 		{name: "underlay mtu", edit: func(c *config.Config, n *config.Network) { n.Underlay.MTU = 9000 },
 			want: "underlay.mtu: underlay mtu 9000 is more than eth2 has: 1500; set mtu: 1500 or less, or raise the MTU of eth2"},
 		{name: "forward delay with stp", edit: func(c *config.Config, n *config.Network) {

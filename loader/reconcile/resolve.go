@@ -238,13 +238,14 @@ func (b *builder) resolveUnderlay(t *target) {
 		}
 		under = min(under, u.MTU)
 	}
-	t.fits = under - config.Overhead(t.v6)
+	over, what := n.Overhead(t.v6)
+	t.fits = under - over
 	t.mtu = t.fits
 	if n.MTU > 0 {
 		t.mtu = n.MTU
 		if n.MTU > t.fits {
-			b.fail(t.path+"mtu", fmt.Sprintf("mtu %d does not fit: the underlay %s carries %d, less %d bytes of encapsulation leaves %d",
-				n.MTU, u.Device, under, config.Overhead(t.v6), t.fits),
+			b.fail(t.path+"mtu", fmt.Sprintf("mtu %d does not fit: the underlay %s carries %d, less %s leaves %d",
+				n.MTU, u.Device, under, what, t.fits),
 				fmt.Sprintf("set mtu: %d or less, or raise the MTU of %s", t.fits, u.Device))
 		}
 	}
