@@ -5,6 +5,7 @@ package loader
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -114,6 +115,8 @@ func TestState(t *testing.T) {
 	}
 	s := State{Version: StateVersion, Instance: "x", Networks: []NetworkState{
 		{Name: "a", Wanted: config.Auto, Mode: config.Kernel}, {Name: "b", Wanted: config.Kernel, Mode: config.Kernel}, {Name: "c", Wanted: config.TC, Mode: config.TC},
+		{Name: "d", Wanted: config.TC, Mode: config.TC, Reason: "rules"}, {Name: "e", Wanted: config.Kernel, Mode: config.Kernel, Reason: "rules"},
+		{Name: "f", Wanted: config.Auto, Mode: config.Kernel, Reason: "old"}, {Name: "g", Wanted: config.Auto, Mode: config.TC, Reason: "rules"},
 	}}
 	if err := s.write(dir); err != nil {
 		t.Fatal(err)
@@ -127,8 +130,12 @@ func TestState(t *testing.T) {
 	if string(a) != string(b) {
 		t.Errorf("wrote %s\nread  %s", a, b)
 	}
-	if d := got.Degraded(); len(d) != 1 || d[0] != "a" {
-		t.Errorf("degraded: %v, want a alone: b was to be on the kernel path", d)
+	// b and e were to be on the kernel path.
+	if d := fmt.Sprint(got.Degradations()); d != "[a on the kernel path:  d, g on the kernel path: rules f on the kernel path: old]" {
+		t.Errorf("degraded: %v", d)
+	}
+	if d := fmt.Sprint(got.Degraded()); d != "[a d g f]" {
+		t.Errorf("degraded: %v", d)
 	}
 	s.Version++
 	if err := s.write(dir); err != nil {

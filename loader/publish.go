@@ -72,8 +72,8 @@ func (d *Daemon) summary() string {
 	if fast > 0 {
 		s += " (" + d.state.Attach + ")"
 	}
-	if names := d.state.Degraded(); len(names) > 0 {
-		s += ", degraded: " + d.state.Reason
+	for _, what := range d.state.Degradations() {
+		s += ", degraded: " + what.String()
 	}
 	return s
 }

@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/vxbpf/vxbpf/loader/config"
@@ -62,14 +64,41 @@ type PortState struct {
 	Reason string `json:"reason,omitempty"` // why not fast
 }
 
-// Degraded reports a network that was to run on BPF and does not.
+// Degraded names the networks that were to run on BPF and of which BPF carries nothing.
 func (s *State) Degraded() (names []string) {
-	for _, n := range s.Networks {
-		if n.Wanted != config.Kernel && n.Mode == config.Kernel {
-			names = append(names, n.Name)
-		}
+	for _, d := range s.Degradations() {
+		names = append(names, d.Networks...)
 	}
 	return names
+}
+
+// Degradation is why networks that were to run on BPF are on the kernel's way.
+type Degradation struct {
+	Networks []string
+	Reason   string
+}
+
+func (d Degradation) String() string {
+	return strings.Join(d.Networks, ", ") + " on the kernel path: " + d.Reason
+}
+
+// Degradations puts together networks with the same reason, in the order of the
+// file. Whether the programs cannot run here or must not just now (rules, a link
+// that is down) makes no difference to what the networks' packets get.
+func (s *State) Degradations() []Degradation {
+	var out []Degradation
+	for _, n := range s.Networks {
+		if n.Wanted == config.Kernel || n.Mode != config.Kernel && n.Reason == "" {
+			continue
+		}
+		i := slices.IndexFunc(out, func(d Degradation) bool { return d.Reason == n.Reason })
+		if i < 0 {
+			i = len(out)
+			out = append(out, Degradation{Reason: n.Reason})
+		}
+		out[i].Networks = append(out[i].Networks, n.Name)
+	}
+	return out
 }
 
 func stateFile(run string) string { return filepath.Join(run, "state.json") }

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/vxbpf/vxbpf/loader/config"
@@ -176,12 +177,24 @@ func (n *network) resolve(v *view) {
 	}
 	if n.off == "" {
 		if why := n.judged(v); why != "" {
-			n.off = why + "; bypass_netfilter: true carries packets past it"
+			n.off = why + wayPast(why)
 		}
 	}
 }
 
 func device(l kernel.Link) netfilter.Dev { return netfilter.Dev{Name: l.Name, Index: l.Index} }
+
+// wayPast says what to do where a rule is not meant for the network's packets:
+// those of Docker and libvirt mostly are not, and see bridged packets all the same.
+func wayPast(why string) string {
+	s := "; if it is not meant for them: bypass_netfilter: true"
+	for _, tables := range []string{"iptables", "ip6tables"} {
+		if strings.Contains(why, "(bridge-nf-call-"+tables+" is 1)") {
+			s += ", or sysctl -w net.bridge.bridge-nf-call-" + tables + "=0"
+		}
+	}
+	return s
+}
 
 // judged names packet filter rules that see the network's packets on the
 // kernel's way and would not on the fast path, "" if there are none or the
@@ -225,7 +238,7 @@ func (v *view) fastPort(n *network, l kernel.Link) (bool, string) {
 	}
 	if !n.cfg.BypassNetfilter {
 		if why := cmp.Or(v.rules.Ingress(device(l)), v.rules.Egress(device(l))); why != "" {
-			return false, why + "; bypass_netfilter: true carries packets past it"
+			return false, why + wayPast(why)
 		}
 	}
 	return true, ""

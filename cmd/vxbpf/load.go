@@ -5,7 +5,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
@@ -25,7 +24,8 @@ and stays as the daemon that keeps their maps right. CONFIG "-" is standard inpu
 
 When the daemon ends, however it ends, the data path stays: links and maps are pinned. ` + "`vxbpf unload`" + ` removes it.
 
-With --once nobody follows the kernel: MAC addresses learnt later go the kernel's way. That suits static entries.`,
+With --once nobody follows the kernel: MAC addresses learnt later go the kernel's way, which suits static entries, and
+packet filter rules, filters of others and routes that come later are not seen by the fast path: run it again after them.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) (err error) {
 			if dry && a.opt.Once {
@@ -65,8 +65,12 @@ With --once nobody follows the kernel: MAC addresses learnt later go the kernel'
 			}
 			if a.opt.Once {
 				s := d.State()
-				if names := s.Degraded(); len(names) > 0 {
-					return exit{exitDegraded, fmt.Errorf("degraded: %s on kernel vxlan: %s", strings.Join(names, ", "), s.Reason)}
+				var errs []error
+				for _, what := range s.Degradations() {
+					errs = append(errs, fmt.Errorf("degraded: %v", what))
+				}
+				if len(errs) > 0 {
+					return exit{exitDegraded, errors.Join(errs...)}
 				}
 				return nil
 			}

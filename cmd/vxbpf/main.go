@@ -105,7 +105,7 @@ func (a *app) root() *cobra.Command {
 
 Bridges, containers and the kernel's FDB stay what they are: the fast path only repeats what the kernel has decided.
 
-Exit codes: 0 ok, 1 error, 2 usage or config, 3 running degraded on the kernel fallback.`,
+Exit codes: 0 ok, 1 error, 2 usage or config, 3 running degraded: a network that was to run on BPF is on the kernel path.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,

@@ -89,7 +89,7 @@ func (a *app) status() *cobra.Command {
 		Short: "Show problems first, then networks, their datapath and why, rates, and the share of the fast path",
 		Long: `Reads the pinned maps and the state file, so it works with no daemon running. Rates are measured while it runs.
 
-Exit codes: 0 ok, 1 nothing is loaded or it cannot be read, 3 degraded: a network that was to run on BPF is on kernel vxlan.`,
+Exit codes: 0 ok, 1 nothing is loaded or it cannot be read, 3 degraded: BPF carries nothing of a network that was to run on it, for the reason shown.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if over < 0 || over > time.Hour {

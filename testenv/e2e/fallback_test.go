@@ -212,7 +212,7 @@ func TestFallback(t *testing.T) {
 			}
 		}
 		out, _, code := w.vxbpf(host, "status")
-		if code != 3 || !strings.Contains(out, "\n! DEGRADED: ") || !strings.Contains(out, " on kernel vxlan: "+s.Reason+"\n") {
+		if code != 3 || !strings.Contains(out, "\n! DEGRADED: ") || !strings.Contains(out, " on the kernel path: "+s.Reason+"\n") {
 			t.Errorf("status of %s: exit %d\n%s", host, code, out)
 		}
 		if p := w.programs(host); len(p) > 0 {

@@ -202,6 +202,43 @@ func TestNetfilterAtStart(t *testing.T) {
 	f.wait("the fast path without the rule", f.fast)
 }
 
+// TestNetfilterDocker: Docker's rules are for its own networks, and its policy
+// drops what is bridged on any bridge: so it does here. status says so, exits
+// as degraded, and what it advises helps.
+func TestNetfilterDocker(t *testing.T) {
+	w := up(t, oneNetwork(testenv.HostSpec{Name: "h1"}, testenv.HostSpec{Name: "h2"}), false)
+	f := filtered{w, w.Container("h1", "mgmt-1"), w.Container("h2", "mgmt-1")}
+	f.sh(`iptables-nft -P FORWARD DROP
+		iptables-nft -N DOCKER-USER
+		iptables-nft -A DOCKER-USER -j RETURN
+		iptables-nft -A FORWARD -j DOCKER-USER
+		iptables-nft -A FORWARD -o docker0 -j ACCEPT
+		iptables-nft -A FORWARD -i docker0 -o docker0 -j ACCEPT`)
+	const advice = "sysctl -w net.bridge.bridge-nf-call-iptables=0"
+	line := "\n! DEGRADED: mgmt on the kernel path: nft ip filter FORWARD has policy drop (bridge-nf-call-iptables is 1); " +
+		"if it is not meant for them: bypass_netfilter: true, or " + advice + "\n"
+
+	out, stderr, code := w.vxbpf("h1", "load", "--once", w.config("h1"))
+	if code != 3 || !strings.Contains(stderr, strings.TrimPrefix(strings.ToLower(line), "\n! ")[:40]) {
+		t.Errorf("load --once: exit %d\n%s%s", code, out, stderr)
+	}
+	w.start("h1")
+	w.start("h2")
+	out, _, code = w.vxbpf("h1", "status")
+	if code != 3 || !strings.Contains(out, line) {
+		t.Errorf("status: exit %d\n%s\nwant 3, and%s", code, out, line)
+	}
+	if !f.dead(f.b.Addr) {
+		t.Error("the policy does not bite")
+	}
+	f.sh(advice)
+	f.sh("nft add table ip x; nft delete table ip x") // a sysctl sends no event; the next look may be 30 s away
+	f.wait("the fast path after the advice", f.fast)
+	if out, _, code = w.vxbpf("h1", "status"); code != 0 || strings.Contains(out, "DEGRADED") {
+		t.Errorf("status: exit %d\n%s", code, out)
+	}
+}
+
 // TestNetfilterSwitchedOff: with bridge netfilter off, ip rules are not for
 // inner frames. The sysctl sends no event; the bridge's attribute does.
 func TestNetfilterSwitchedOff(t *testing.T) {

@@ -4,10 +4,8 @@ package observe
 
 import (
 	"fmt"
-	"strings"
 
 	"github.com/vxbpf/vxbpf/bpf"
-	"github.com/vxbpf/vxbpf/loader/config"
 )
 
 // Problems says in one line each what a person should know first. `vxbpf doctor`
@@ -17,17 +15,10 @@ func (s *Snapshot) Problems() []string {
 	if s.Daemon == 0 && !s.State.Once {
 		out = append(out, "NO DAEMON: the data path goes on, new MAC addresses take the kernel's way; start `vxbpf load` again")
 	}
-	if names := s.State.Degraded(); len(names) > 0 {
-		why := s.State.Reason
-		if why == "" {
-			why = "see below"
-		}
-		out = append(out, fmt.Sprintf("DEGRADED: %s on kernel vxlan: %s", strings.Join(names, ", "), why))
+	for _, d := range s.State.Degradations() {
+		out = append(out, fmt.Sprintf("DEGRADED: %v", d))
 	}
 	for _, n := range s.State.Networks {
-		if n.Reason != "" && n.Wanted != config.Kernel && n.Reason != s.State.Reason {
-			out = append(out, n.Name+": "+n.Reason)
-		}
 		for _, p := range n.Ports {
 			if !p.Fast && p.Reason != n.Reason {
 				out = append(out, fmt.Sprintf("%s: port %s is on the slow path: %s", n.Name, p.Name, p.Reason))
