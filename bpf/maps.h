@@ -85,7 +85,7 @@ struct {
 	__type(value, struct capture_control);
 } vx_capture_ctl SEC(".maps");
 
-/* CPU -> the packet that is being looked at there; larger than a per-CPU map's value may be. The loader sets the size. */
+/* CPU -> the packet being looked at there; larger than a per-CPU map's value may be. The loader sets the size. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);

@@ -115,8 +115,11 @@ type Daemon struct {
 	full     bool                    // the FDB map refused an entry: said once
 	pending  map[fdb.Key]bool        // entries to confirm
 	stats    Stats
-	removed  time.Duration // when a program last removed an entry, as far as we followed it
-	tooBig   time.Duration // when the underlay last said that a packet was too big, as far as we followed it
+	captured map[ebpf.ProgramID]bool // programs of a capture that runs: they may stay in the place of ours
+	// captureStamp is the time of the last change of who captures, as far as we followed it.
+	captureStamp time.Time
+	removed      time.Duration // when a program last removed an entry, as far as we followed it
+	tooBig       time.Duration // when the underlay last said that a packet was too big, as far as we followed it
 }
 
 const (

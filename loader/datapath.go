@@ -129,7 +129,7 @@ func openDatapath(dir string, want sizes, has Features) (*datapath, error) {
 func layout(spec *ebpf.CollectionSpec) string {
 	var lines []string
 	for name, m := range spec.Maps {
-		if !strings.HasPrefix(name, "vx_") {
+		if !strings.HasPrefix(name, "vx_") || bpf.OfCapture(name) {
 			continue
 		}
 		lines = append(lines, fmt.Sprintf("%s %v %d %d %d %s %s", name, m.Type, m.KeySize, m.ValueSize, m.MaxEntries, shape(m.Key), shape(m.Value)))

@@ -59,6 +59,9 @@ func (d *Daemon) follow(ctx context.Context, events <-chan []kernel.Event, rules
 			if err := d.mend(); err != nil {
 				return err
 			}
+			if err := d.followCapture(); err != nil {
+				return err
+			}
 		case <-full.C:
 			// Path MTUs are learnt without an event, and entries that a program
 			// removed may be right after all.
@@ -87,6 +90,16 @@ func (d *Daemon) follow(ctx context.Context, events <-chan []kernel.Event, rules
 			d.tell("write state", d.state.write(d.opt.runDir()))
 		}
 	}
+}
+
+// followCapture puts our programs back where a capture has ended, or was killed.
+func (d *Daemon) followCapture() error {
+	now, stamp := capturing(d.opt.runDir(), d.dp.pins)
+	if len(now) == 0 && (len(d.captured) > 0 || stamp != d.captureStamp) {
+		return d.sync()
+	}
+	d.captured, d.captureStamp = now, stamp
+	return nil
 }
 
 // followPathMTU asks for the routes again when the underlay said that a packet

@@ -29,9 +29,14 @@ type attacher interface {
 	// attach puts the program at the hook. Where an older program of ours is
 	// there already, it is replaced without a packet passing in between.
 	attach(h hook, dev string, prog *ebpf.Program) error
+	// replace puts the program in the place of the one of ours at the hook. Where
+	// there is none (any more) it does nothing.
+	replace(h hook, prog *ebpf.Program) error
 	// detach takes our program off. One that is not there is fine, and so is a
 	// device that is gone.
 	detach(h hook) error
+	// at is the program of ours at a hook, 0 if there is none.
+	at(h hook) (ebpf.ProgramID, error)
 	// present lists the hooks that carry a program of this instance.
 	present() ([]hook, error)
 	// name says how, for status: "tcx" or "clsact".

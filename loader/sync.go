@@ -31,6 +31,7 @@ func readSysctls(h *kernel.Handle) (s sysctls, err error) {
 // entries are.
 func (d *Daemon) sync() error {
 	now := vxmaps.Now()
+	d.captured, d.captureStamp = capturing(d.opt.runDir(), d.dp.pins)
 	wantPorts := map[uint32]vxmaps.Port{}
 	wantNets := map[vxmaps.NetworkKey]vxmaps.Network{}
 	wantHooks := map[hook]string{}
@@ -220,6 +221,12 @@ func (d *Daemon) attach(h hook, dev string) error {
 	prog, err := program(d.dp.objs.ProgramSet(), h.program)
 	if err != nil {
 		return err
+	}
+	if len(d.captured) > 0 {
+		if id, err := d.at.at(h); err == nil && d.captured[id] {
+			d.hooks[h] = true
+			return nil // the same over the same maps, and a copy of packets for who captures
+		}
 	}
 	if err := d.at.attach(h, dev, prog); err != nil {
 		if l, ok, lerr := d.h.LinkByIndex(h.ifindex); lerr == nil && (!ok || l.Name != dev) {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -172,6 +173,26 @@ func (c *clsact) own(h hook) (tc.Object, error) {
 		}
 	}
 	return tc.Object{}, err
+}
+
+func (c *clsact) replace(h hook, prog *ebpf.Program) error {
+	if id, err := c.at(h); err != nil || id == 0 {
+		return err
+	}
+	return c.attach(h, strconv.Itoa(h.ifindex), prog)
+}
+
+func (c *clsact) at(h hook) (ebpf.ProgramID, error) {
+	f, err := c.own(h)
+	switch {
+	case gone(err) || errors.Is(err, unix.EINVAL):
+		return 0, nil // the device or its qdisc went
+	case err != nil:
+		return 0, err
+	case f.BPF == nil || f.BPF.ID == nil:
+		return 0, nil
+	}
+	return ebpf.ProgramID(*f.BPF.ID), nil
 }
 
 // heir is another instance that has a filter on the device, "" for none.

@@ -81,6 +81,47 @@ func (t *tcx) detach(h hook) error {
 	return nil
 }
 
+func (t *tcx) replace(h hook, prog *ebpf.Program) error {
+	l, err := link.LoadPinnedLink(t.path(h), nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open pinned link %s: %w", t.path(h), err)
+	}
+	defer l.Close()
+	info, err := l.Info()
+	if err != nil {
+		return fmt.Errorf("read pinned link %s: %w", t.path(h), err)
+	}
+	if x := info.TCX(); x != nil && int(x.Ifindex) != h.ifindex {
+		return nil // its device is gone
+	}
+	if id, ok := programID(prog); ok && id == info.Program {
+		return nil
+	}
+	if err := l.Update(prog); err != nil && !gone(err) && !errors.Is(err, unix.ENOLINK) {
+		return fmt.Errorf("replace the program of the pinned link %s: %w", t.path(h), err)
+	}
+	return nil
+}
+
+func (t *tcx) at(h hook) (ebpf.ProgramID, error) {
+	l, err := link.LoadPinnedLink(t.path(h), nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("open pinned link %s: %w", t.path(h), err)
+	}
+	defer l.Close()
+	info, err := l.Info()
+	if err != nil {
+		return 0, fmt.Errorf("read pinned link %s: %w", t.path(h), err)
+	}
+	return info.Program, nil
+}
+
 func (t *tcx) present() ([]hook, error) {
 	names, err := os.ReadDir(t.dir)
 	if errors.Is(err, os.ErrNotExist) {

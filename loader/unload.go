@@ -192,7 +192,7 @@ func stopHolder(ctx context.Context, run string) error {
 // removeRunFiles removes what we keep in the run directory, and the directory if that leaves it empty.
 func removeRunFiles(run string) error {
 	var errs []error
-	files := []string{stateFile(run), stateFile(run) + ".new", lockFile(run)}
+	files := []string{stateFile(run), stateFile(run) + ".new", lockFile(run), captureFile(run)}
 	for _, i := range inherited(run) {
 		files = append(files, inheritance(run, strconv.Itoa(i)))
 	}

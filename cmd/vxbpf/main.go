@@ -136,6 +136,7 @@ Exit codes: 0 ok, 1 error, 2 usage or config, 3 running degraded: a network that
 	root.AddCommand(a.load(), a.unload(), a.status(), a.show(), a.validate(), a.lab(), a.bench(), a.version())
 	root.AddCommand(a.importCommand(), a.exportCommand())
 	root.AddCommand(a.metrics())
+	root.AddCommand(a.capture())
 	// Now and not in Execute, so that it is treated like the others; without
 	// something to run it would take any word for a request for help.
 	root.InitDefaultCompletionCmd()
