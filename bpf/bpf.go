@@ -18,9 +18,14 @@ type (
 	Port     = vxPort
 	VTEP     = vxVtep
 	Control  = vxControl
-	Counter  = vxCounter
-	Hook     = vxHook
-	Reason   = vxReason
+
+	SourceKey   = vxSourceKey
+	StrangerKey = vxStrangerKey
+	Stranger    = vxStranger
+
+	Counter = vxCounter
+	Hook    = vxHook
+	Reason  = vxReason
 )
 
 // Maps and Programs are the loaded objects.
@@ -65,6 +70,9 @@ const (
 	PlaceOff     = uint32(vxPlaceFlagPLACE_OFF)
 	PlaceV6      = uint32(vxPlaceFlagPLACE_V6)
 	PlaceZero6   = uint32(vxPlaceFlagPLACE_ZERO6)
+	PlaceAny     = uint32(vxPlaceFlagPLACE_ANY)
+	PlaceFollow  = uint32(vxPlaceFlagPLACE_FOLLOW)
+	PlaceGuard   = uint32(vxPlaceFlagPLACE_GUARD)
 
 	VTEPReady      = uint16(vxVtepFlagVTEP_READY)
 	VTEPMACs       = uint16(vxVtepFlagVTEP_MACS)
@@ -82,8 +90,12 @@ const (
 	HookEncap   = vxHookHOOK_ENCAP
 	HookDecap   = vxHookHOOK_DECAP
 	HookDeliver = vxHookHOOK_DELIVER
-	HookMax     = uint32(vxHookHOOK_MAX)
-	ReasonMax   = uint32(vxReasonREASON_MAX)
+
+	HookXDPDecap = vxHookHOOK_XDP_DECAP
+	HookXDPEncap = vxHookHOOK_XDP_ENCAP
+
+	HookMax   = uint32(vxHookHOOK_MAX)
+	ReasonMax = uint32(vxReasonREASON_MAX)
 )
 
 // Ways of a VTEP's packets, the second part of an index of vx_vtep_count.
@@ -102,6 +114,14 @@ const (
 	ControlRemoved = uint32(vxControlKeyCONTROL_REMOVED)
 )
 
+// Networks of vx_source that are none, and the VNI of vx_vni that is none.
+const (
+	SourceUnion     = uint16(vxSourceNetSOURCE_UNION)
+	SourceLocal     = uint16(vxSourceNetSOURCE_LOCAL)
+	SourcePrefixMin = uint32(vxSourceNetSOURCE_PREFIX_MIN)
+	VNIPort         = uint32(vxVniNoneVNI_PORT)
+)
+
 // Reasons that other packages speak of by name.
 const (
 	Fast       = vxReasonFAST
@@ -110,6 +130,8 @@ const (
 	BUM        = vxReasonBUM
 	DstLocal   = vxReasonDST_LOCAL
 	SrcStatic  = vxReasonSRC_STATIC
+
+	DropStranger = vxReasonDROP_STRANGER
 )
 
 // reasonNames are metric labels and part of the interface: append only.
@@ -117,11 +139,14 @@ var reasonNames = [...]string{
 	"fast", "bum", "src_unknown", "src_moved", "refresh", "dst_unknown", "dst_local", "dst_remote", "dst_aged",
 	"no_lease", "not_ip", "vlan_tag", "mtu", "gso_headers", "too_long", "nested", "adjust_failed", "no_vtep",
 	"outer_csum", "outer_malformed", "outer_ecn", "outer_not_local", "aggregate", "in_order", "port_kind",
-	"truncated", "not_ready", "drop_broken", "src_static", "nd", "port_gone",
+	"truncated", "not_ready", "drop_broken", "src_static", "nd", "port_gone", "drop_stranger",
 }
 
 // Reasons is how many reasons there are.
 const Reasons = len(reasonNames)
+
+// Drops reports that a packet of this reason goes nowhere, not to the kernel either.
+func (r vxReason) Drops() bool { return r == DropBroken || r == DropStranger }
 
 func (r vxReason) String() string {
 	if int(r) < len(reasonNames) {
@@ -138,6 +163,10 @@ func (h vxHook) String() string {
 		return "decap"
 	case HookDeliver:
 		return "deliver"
+	case HookXDPDecap:
+		return "xdp_decap"
+	case HookXDPEncap:
+		return "xdp_encap"
 	}
 	return "hook_" + strconv.Itoa(int(h))
 }

@@ -13,6 +13,12 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type capBudget struct {
+	_    structs.HostLayout
+	Tick uint64
+	Left uint64
+}
+
 type capCaptureControl struct {
 	_     structs.HostLayout
 	Until uint64
@@ -110,10 +116,12 @@ type capFdbKey struct {
 type capHook uint32
 
 const (
-	capHookHOOK_ENCAP   capHook = 0
-	capHookHOOK_DECAP   capHook = 1
-	capHookHOOK_DELIVER capHook = 2
-	capHookHOOK_MAX     capHook = 4
+	capHookHOOK_ENCAP     capHook = 0
+	capHookHOOK_DECAP     capHook = 1
+	capHookHOOK_DELIVER   capHook = 2
+	capHookHOOK_XDP_DECAP capHook = 3
+	capHookHOOK_XDP_ENCAP capHook = 4
+	capHookHOOK_MAX       capHook = 8
 )
 
 type capNetwork struct {
@@ -130,9 +138,12 @@ type capNetwork struct {
 type capPlaceFlag uint32
 
 const (
-	capPlaceFlagPLACE_OFF   capPlaceFlag = 1
-	capPlaceFlagPLACE_V6    capPlaceFlag = 2
-	capPlaceFlagPLACE_ZERO6 capPlaceFlag = 4
+	capPlaceFlagPLACE_OFF    capPlaceFlag = 1
+	capPlaceFlagPLACE_V6     capPlaceFlag = 2
+	capPlaceFlagPLACE_ZERO6  capPlaceFlag = 4
+	capPlaceFlagPLACE_ANY    capPlaceFlag = 8
+	capPlaceFlagPLACE_FOLLOW capPlaceFlag = 16
+	capPlaceFlagPLACE_GUARD  capPlaceFlag = 32
 )
 
 type capPort struct {
@@ -181,8 +192,40 @@ const (
 	capReasonSRC_STATIC      capReason = 28
 	capReasonND              capReason = 29
 	capReasonPORT_GONE       capReason = 30
+	capReasonDROP_STRANGER   capReason = 31
 	capReasonREASON_MAX      capReason = 64
 )
+
+type capSourceKey struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Net       uint16
+	V6        uint16
+	Addr      [4]uint32
+}
+
+type capSourceNet uint32
+
+const (
+	capSourceNetSOURCE_UNION      capSourceNet = 0
+	capSourceNetSOURCE_LOCAL      capSourceNet = 65535
+	capSourceNetSOURCE_PREFIX_MIN capSourceNet = 32
+)
+
+type capStranger struct {
+	_       structs.HostLayout
+	Packets uint64
+	Bytes   uint64
+	Seen    uint64
+	Last    [4]uint32
+}
+
+type capStrangerKey struct {
+	_      structs.HostLayout
+	Net    uint16
+	V6     uint16
+	Prefix [2]uint32
+}
 
 type capVniKey struct {
 	_    structs.HostLayout
@@ -190,6 +233,12 @@ type capVniKey struct {
 	Port uint16
 	Pad  uint16
 }
+
+type capVniNone uint32
+
+const (
+	capVniNoneVNI_PORT capVniNone = 16777216
+)
 
 type capVtep struct {
 	_         structs.HostLayout
@@ -236,6 +285,7 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	capMapVxBudget        = "vx_budget"
 	capMapVxCapture       = "vx_capture"
 	capMapVxCaptureCpu    = "vx_capture_cpu"
 	capMapVxCaptureCtl    = "vx_capture_ctl"
@@ -243,12 +293,15 @@ const (
 	capMapVxCount         = "vx_count"
 	capMapVxFdb           = "vx_fdb"
 	capMapVxPort          = "vx_port"
+	capMapVxSource        = "vx_source"
+	capMapVxStranger      = "vx_stranger"
 	capMapVxVni           = "vx_vni"
 	capMapVxVtep          = "vx_vtep"
 	capMapVxVtepCount     = "vx_vtep_count"
 	capProgVxTcDecap      = "vx_tc_decap"
 	capProgVxTcDeliver    = "vx_tc_deliver"
 	capProgVxTcEncap      = "vx_tc_encap"
+	capProgVxTcGuard      = "vx_tc_guard"
 	capProgVxTcMoved      = "vx_tc_moved"
 	capVarVxBtfControlKey = "vx_btf_control_key"
 	capVarVxBtfEntryFlag  = "vx_btf_entry_flag"
@@ -257,6 +310,8 @@ const (
 	capVarVxBtfKind       = "vx_btf_kind"
 	capVarVxBtfPlaceFlag  = "vx_btf_place_flag"
 	capVarVxBtfReason     = "vx_btf_reason"
+	capVarVxBtfSourceNet  = "vx_btf_source_net"
+	capVarVxBtfVniNone    = "vx_btf_vni_none"
 	capVarVxBtfVtepFlag   = "vx_btf_vtep_flag"
 	capVarVxBtfWay        = "vx_btf_way"
 	capVarVxCaptureAt     = "vx_capture_at"
@@ -269,6 +324,7 @@ const (
 	capVarVxCaptureWhy    = "vx_capture_why"
 	capVarVxCounting      = "vx_counting"
 	capVarVxHashSeed      = "vx_hash_seed"
+	capVarVxHaveCoarse    = "vx_have_coarse"
 	capVarVxHaveDecapL3   = "vx_have_decap_l3"
 	capVarVxHoldNs        = "vx_hold_ns"
 )
@@ -318,6 +374,7 @@ type capProgramSpecs struct {
 	VxTcDecap   *ebpf.ProgramSpec `ebpf:"vx_tc_decap"`
 	VxTcDeliver *ebpf.ProgramSpec `ebpf:"vx_tc_deliver"`
 	VxTcEncap   *ebpf.ProgramSpec `ebpf:"vx_tc_encap"`
+	VxTcGuard   *ebpf.ProgramSpec `ebpf:"vx_tc_guard"`
 	VxTcMoved   *ebpf.ProgramSpec `ebpf:"vx_tc_moved"`
 }
 
@@ -325,6 +382,7 @@ type capProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type capMapSpecs struct {
+	VxBudget     *ebpf.MapSpec `ebpf:"vx_budget"`
 	VxCapture    *ebpf.MapSpec `ebpf:"vx_capture"`
 	VxCaptureCpu *ebpf.MapSpec `ebpf:"vx_capture_cpu"`
 	VxCaptureCtl *ebpf.MapSpec `ebpf:"vx_capture_ctl"`
@@ -332,6 +390,8 @@ type capMapSpecs struct {
 	VxCount      *ebpf.MapSpec `ebpf:"vx_count"`
 	VxFdb        *ebpf.MapSpec `ebpf:"vx_fdb"`
 	VxPort       *ebpf.MapSpec `ebpf:"vx_port"`
+	VxSource     *ebpf.MapSpec `ebpf:"vx_source"`
+	VxStranger   *ebpf.MapSpec `ebpf:"vx_stranger"`
 	VxVni        *ebpf.MapSpec `ebpf:"vx_vni"`
 	VxVtep       *ebpf.MapSpec `ebpf:"vx_vtep"`
 	VxVtepCount  *ebpf.MapSpec `ebpf:"vx_vtep_count"`
@@ -348,6 +408,8 @@ type capVariableSpecs struct {
 	VxBtfKind       *ebpf.VariableSpec `ebpf:"vx_btf_kind"`
 	VxBtfPlaceFlag  *ebpf.VariableSpec `ebpf:"vx_btf_place_flag"`
 	VxBtfReason     *ebpf.VariableSpec `ebpf:"vx_btf_reason"`
+	VxBtfSourceNet  *ebpf.VariableSpec `ebpf:"vx_btf_source_net"`
+	VxBtfVniNone    *ebpf.VariableSpec `ebpf:"vx_btf_vni_none"`
 	VxBtfVtepFlag   *ebpf.VariableSpec `ebpf:"vx_btf_vtep_flag"`
 	VxBtfWay        *ebpf.VariableSpec `ebpf:"vx_btf_way"`
 	VxCaptureAt     *ebpf.VariableSpec `ebpf:"vx_capture_at"`
@@ -360,6 +422,7 @@ type capVariableSpecs struct {
 	VxCaptureWhy    *ebpf.VariableSpec `ebpf:"vx_capture_why"`
 	VxCounting      *ebpf.VariableSpec `ebpf:"vx_counting"`
 	VxHashSeed      *ebpf.VariableSpec `ebpf:"vx_hash_seed"`
+	VxHaveCoarse    *ebpf.VariableSpec `ebpf:"vx_have_coarse"`
 	VxHaveDecapL3   *ebpf.VariableSpec `ebpf:"vx_have_decap_l3"`
 	VxHoldNs        *ebpf.VariableSpec `ebpf:"vx_hold_ns"`
 }
@@ -384,6 +447,7 @@ func (o *capObjects) Close() error {
 //
 // It can be passed to loadCapObjects or ebpf.CollectionSpec.LoadAndAssign.
 type capMaps struct {
+	VxBudget     *ebpf.Map `ebpf:"vx_budget"`
 	VxCapture    *ebpf.Map `ebpf:"vx_capture"`
 	VxCaptureCpu *ebpf.Map `ebpf:"vx_capture_cpu"`
 	VxCaptureCtl *ebpf.Map `ebpf:"vx_capture_ctl"`
@@ -391,6 +455,8 @@ type capMaps struct {
 	VxCount      *ebpf.Map `ebpf:"vx_count"`
 	VxFdb        *ebpf.Map `ebpf:"vx_fdb"`
 	VxPort       *ebpf.Map `ebpf:"vx_port"`
+	VxSource     *ebpf.Map `ebpf:"vx_source"`
+	VxStranger   *ebpf.Map `ebpf:"vx_stranger"`
 	VxVni        *ebpf.Map `ebpf:"vx_vni"`
 	VxVtep       *ebpf.Map `ebpf:"vx_vtep"`
 	VxVtepCount  *ebpf.Map `ebpf:"vx_vtep_count"`
@@ -398,6 +464,7 @@ type capMaps struct {
 
 func (m *capMaps) Close() error {
 	return _CapClose(
+		m.VxBudget,
 		m.VxCapture,
 		m.VxCaptureCpu,
 		m.VxCaptureCtl,
@@ -405,6 +472,8 @@ func (m *capMaps) Close() error {
 		m.VxCount,
 		m.VxFdb,
 		m.VxPort,
+		m.VxSource,
+		m.VxStranger,
 		m.VxVni,
 		m.VxVtep,
 		m.VxVtepCount,
@@ -422,6 +491,8 @@ type capVariables struct {
 	VxBtfKind       *ebpf.Variable `ebpf:"vx_btf_kind"`
 	VxBtfPlaceFlag  *ebpf.Variable `ebpf:"vx_btf_place_flag"`
 	VxBtfReason     *ebpf.Variable `ebpf:"vx_btf_reason"`
+	VxBtfSourceNet  *ebpf.Variable `ebpf:"vx_btf_source_net"`
+	VxBtfVniNone    *ebpf.Variable `ebpf:"vx_btf_vni_none"`
 	VxBtfVtepFlag   *ebpf.Variable `ebpf:"vx_btf_vtep_flag"`
 	VxBtfWay        *ebpf.Variable `ebpf:"vx_btf_way"`
 	VxCaptureAt     *ebpf.Variable `ebpf:"vx_capture_at"`
@@ -434,6 +505,7 @@ type capVariables struct {
 	VxCaptureWhy    *ebpf.Variable `ebpf:"vx_capture_why"`
 	VxCounting      *ebpf.Variable `ebpf:"vx_counting"`
 	VxHashSeed      *ebpf.Variable `ebpf:"vx_hash_seed"`
+	VxHaveCoarse    *ebpf.Variable `ebpf:"vx_have_coarse"`
 	VxHaveDecapL3   *ebpf.Variable `ebpf:"vx_have_decap_l3"`
 	VxHoldNs        *ebpf.Variable `ebpf:"vx_hold_ns"`
 }
@@ -445,6 +517,7 @@ type capPrograms struct {
 	VxTcDecap   *ebpf.Program `ebpf:"vx_tc_decap"`
 	VxTcDeliver *ebpf.Program `ebpf:"vx_tc_deliver"`
 	VxTcEncap   *ebpf.Program `ebpf:"vx_tc_encap"`
+	VxTcGuard   *ebpf.Program `ebpf:"vx_tc_guard"`
 	VxTcMoved   *ebpf.Program `ebpf:"vx_tc_moved"`
 }
 
@@ -453,6 +526,7 @@ func (p *capPrograms) Close() error {
 		p.VxTcDecap,
 		p.VxTcDeliver,
 		p.VxTcEncap,
+		p.VxTcGuard,
 		p.VxTcMoved,
 	)
 }

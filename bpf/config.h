@@ -37,3 +37,6 @@ volatile const __u32 vx_capture_nth = 1;     /* one in so many packets, by chanc
 volatile const __u64 vx_capture_src = 0;     /* inner source MAC as in fdb_key, without the network; 0: any */
 volatile const __u64 vx_capture_dst = 0;     /* inner destination MAC, the same */
 #endif
+
+/* bpf_ktime_get_coarse_ns (5.11); without it only vx_tc_guard and vx_xdp_guard load. */
+volatile const __u8 vx_have_coarse = 1;

@@ -26,11 +26,19 @@ enum {
 	BPF_MAP_TYPE_HASH = 1,
 	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LRU_PERCPU_HASH = 10,
+	BPF_MAP_TYPE_LPM_TRIE = 11,
 	BPF_MAP_TYPE_RINGBUF = 27,
 };
 
 enum {
 	BPF_ANY = 0,
+	BPF_NOEXIST = 1,
+};
+
+/* map_flags */
+enum {
+	BPF_F_NO_PREALLOC = 1,
 };
 
 /* The tc program context, up to the last field in use (linux/bpf.h). */
@@ -140,8 +148,14 @@ enum {
 /* iphdr.frag_off, host order */
 enum {
 	IP_DF = 0x4000,
+	IP_MF = 0x2000,
 	IP_FRAGMENT = 0x3fff, /* more fragments, offset */
 	IP_OFFSET = 0x1fff,
+};
+
+/* Tag control information of 802.1Q: the VLAN's number; 0 is a priority and no VLAN. */
+enum {
+	VLAN_VID_MASK = 0x0fff,
 };
 
 enum {

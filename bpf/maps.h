@@ -20,7 +20,10 @@ struct {
 	__type(value, struct fdb_entry);
 } vx_fdb SEC(".maps");
 
-/* (VNI, UDP port) -> network. The daemon writes. A miss means "not ours, do not touch". */
+/*
+ * (VNI, UDP port) -> network. The daemon writes. A miss means "not ours, do not
+ * touch". (VNI_PORT, UDP port) -> that the port is ours.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1024);
@@ -51,6 +54,31 @@ struct {
 	__type(key, __u32);
 	__type(value, struct control);
 } vx_control SEC(".maps");
+
+/* (network, outer source) -> it may send there. The daemon writes. A miss means "a stranger" (guard.h). */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct source_key);
+	__type(value, __u32);
+} vx_source SEC(".maps");
+
+/* (network, prefix) -> what was dropped from there. Programs write; the prefix that was silent longest makes room. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_PERCPU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct stranger_key);
+	__type(value, struct stranger);
+} vx_stranger SEC(".maps");
+
+/* One per CPU: bounds what a flood from random addresses costs. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct budget);
+} vx_budget SEC(".maps");
 
 /* (network * HOOK_MAX + hook) * REASON_MAX + reason -> counter, one per CPU. Programs add; nobody resets. */
 struct {

@@ -274,7 +274,7 @@ func (l *lab) portAt() maps.Port {
 }
 
 func (l *lab) network() maps.Network {
-	return maps.Network{Net: netID, Local: l.on.local, Ageing: ageing, Refresh: refresh, ZeroCsum6: true}
+	return maps.Network{Net: netID, Local: l.on.local, Ageing: ageing, Refresh: refresh, ZeroCsum6: true, Check: maps.Check{Off: true}}
 }
 
 func (l *lab) resetFDB() {
@@ -316,6 +316,8 @@ func (l *lab) reset(t testing.TB) {
 	must(l.set.VTEPs.Clear(indexVTEPBad))
 	must(l.set.Control.SetLease(maps.Now() + time.Hour))
 	must(l.obj.VxControl.Put(bpf.ControlTooBig, bpf.Control{}))
+	must(l.set.Networks.SetPorts(map[uint16]maps.Check{4789: {Off: true}}))
+	must(l.set.Sources.Set(nil))
 	for _, n := range []fdb.NetID{0, netID, otherID} {
 		must(l.set.Counters.Reset(n))
 	}
@@ -432,6 +434,7 @@ func (l *lab) frame(t testing.TB, h bpf.Hook, in []byte) (int, []byte) {
 // it with helpers and tail-calls the one under test.
 type shim struct {
 	vlan         bool   // a tag in the packet's metadata
+	priority     int    // as many tags of VLAN 0, the first in the metadata
 	verified     bool   // CHECKSUM_UNNECESSARY: the device has verified the outermost checksum
 	encapsulated uint16 // EtherType of the frame, if it is to look like one from another tunnel
 	hash         uint32 // skb->hash
@@ -519,6 +522,9 @@ func (s shim) code(maps *shimmed) asm.Instructions {
 	}
 	if s.vlan {
 		i = append(i, call(asm.FnSkbVlanPush, bigEndianTag, 5)...)
+	}
+	for range s.priority {
+		i = append(i, call(asm.FnSkbVlanPush, bigEndianTag, 0)...)
 	}
 	if s.verified {
 		i = append(i, call(asm.FnCsumLevel, levelInc)...)
@@ -1167,8 +1173,9 @@ var where = map[string][]bpf.Hook{
 }
 
 var elsewhere = map[string]string{
-	"too_long":    "needs a GSO packet over 65499 bytes; a test frame fits one page",
-	"drop_broken": "needs adjust_room to succeed and leave fewer linear bytes than it promises: no input does",
+	"too_long":      "needs a GSO packet over 65499 bytes; a test frame fits one page",
+	"drop_stranger": "the tables above check no sources; TestSourceCheck does",
+	"drop_broken":   "needs adjust_room to succeed and leave fewer linear bytes than it promises: no input does",
 }
 
 func TestPrograms(t *testing.T) {

@@ -9,16 +9,18 @@
 
 /* Where packets are looked at; the first half of a counter's index. */
 enum hook {
-	HOOK_ENCAP,   /* ingress of a bridge port, or egress of the bridge device */
-	HOOK_DECAP,   /* ingress of the underlay device */
-	HOOK_DELIVER, /* ingress of the vxlan device, after the kernel decapsulated */
-	HOOK_MAX = 4,
+	HOOK_ENCAP,     /* ingress of a bridge port, or egress of the bridge device */
+	HOOK_DECAP,     /* ingress of the underlay device */
+	HOOK_DELIVER,   /* ingress of the vxlan device, after the kernel decapsulated */
+	HOOK_XDP_DECAP, /* the underlay device's driver, before there is an skb */
+	HOOK_XDP_ENCAP, /* the driver of a bridge port that delivers raw frames */
+	HOOK_MAX = 8,
 };
 
 /*
  * What became of a packet. Append only: the numbers are the second half of a
  * counter's index, the lower-case names are metric labels and the words in
- * `vxbpf status`. All but FAST and DROP_BROKEN return the packet to the kernel.
+ * `vxbpf status`. All but FAST and DROP_* return the packet to the kernel.
  */
 enum reason {
 	FAST,            /* carried by BPF */
@@ -52,6 +54,7 @@ enum reason {
 	SRC_STATIC,      /* the same, where the kernel does not let it move: it drops the frame, or does not learn */
 	ND,              /* IPv6 neighbour discovery: the bridge may answer in the neighbour's place */
 	PORT_GONE,       /* the destination's port is gone, and no daemon is there to say so */
+	DROP_STRANGER,   /* the outer source may not send to this network: dropped before the kernel decapsulates */
 	REASON_MAX = 64,
 };
 
@@ -105,9 +108,12 @@ struct vni_key {
 };
 
 enum place_flag {
-	PLACE_OFF = 1,   /* count, but leave every packet to the kernel */
-	PLACE_V6 = 2,    /* network: the outer packets are IPv6 */
-	PLACE_ZERO6 = 4, /* network: an outer UDP checksum of 0 is fine over IPv6 (RFC 6935) */
+	PLACE_OFF = 1,     /* count, but leave every packet to the kernel */
+	PLACE_V6 = 2,      /* network: the outer packets are IPv6 */
+	PLACE_ZERO6 = 4,   /* network: an outer UDP checksum of 0 is fine over IPv6 (RFC 6935) */
+	PLACE_ANY = 8,     /* network: whoever reaches us may send to it */
+	PLACE_FOLLOW = 16, /* network: vx_source follows the kernel's FDB, so it counts while a daemon does that */
+	PLACE_GUARD = 32,  /* network on the kernel path: only the source check is ours */
 };
 
 struct network {
@@ -216,6 +222,50 @@ struct capture_cpu {
 	__u8 bytes[2 * CAPTURE_SNAP]; /* as in vx_capture */
 };
 
+/* vx_source: the longest prefix of network and address. */
+struct source_key {
+	__u32 prefixlen; /* bits of what follows; never less than the 32 of net and v6 */
+	__u16 net;       /* or enum source_net */
+	__u16 v6;        /* 1: the address is IPv6 */
+	__be32 addr[4];  /* as network.local */
+};
+
+/* What stands in vx_source besides networks. */
+enum source_net {
+	SOURCE_UNION = 0,       /* whoever may send to at least one network */
+	SOURCE_LOCAL = 0xffff,  /* this host's own addresses, broadcast addresses of its subnets included */
+	SOURCE_PREFIX_MIN = 32, /* bits of net and v6 */
+};
+
+/*
+ * What vx_vni holds besides networks, under a VNI that none has: each of our
+ * UDP ports, and port 0 for all of them. The value's flags are those with which
+ * a source in none of the port's networks is barred.
+ */
+enum vni_none {
+	VNI_PORT = 1 << 24,
+};
+
+/* vx_stranger: packets dropped, by network and where they say they come from. All 0 but net: too many to tell apart. */
+struct stranger_key {
+	__u16 net;
+	__u16 v6;
+	__be32 prefix[2]; /* IPv4: a /24 in the first word; IPv6: a /64 */
+};
+
+struct stranger {
+	__u64 packets;
+	__u64 bytes;
+	__u64 seen;     /* ns, CLOCK_MONOTONIC_COARSE: the last packet */
+	__be32 last[4]; /* its source */
+};
+
+/* vx_budget: how many prefixes may still be added to vx_stranger in this moment. */
+struct budget {
+	__u64 tick;
+	__u64 left;
+};
+
 struct counter {
 	__u64 packets; /* wire packets: a GSO packet counts its segments */
 	__u64 bytes;   /* inner frame bytes where known, else the frame as met */
@@ -228,6 +278,8 @@ _Static_assert(sizeof(struct ethhdr) == 14 && sizeof(struct iphdr) == 20 && size
                        sizeof(struct udphdr) == 8 && sizeof(struct vxlanhdr) == 8,
                "headers as on the wire");
 _Static_assert(sizeof(struct capture_event) == 40, "capture_event has padding");
+_Static_assert(sizeof(struct source_key) == 24, "source_key has padding");
+_Static_assert(sizeof(struct stranger_key) == 12, "stranger_key has padding");
 _Static_assert(sizeof(struct network) == 40, "network layout");
 _Static_assert(sizeof(struct vtep) == 104, "vtep layout");
 _Static_assert(__builtin_offsetof(struct __sk_buff, gso_size) == 176, "tc context as in linux/bpf.h");

@@ -13,6 +13,12 @@
 #define TOO_BIG_HOLD 3000000000LL
 #define TOO_BIG_EXPIRES 600000000000LL
 
+/* Reasons (negative) for which a packet goes nowhere. All others return it to the kernel. */
+static __always_inline int drops(int ret)
+{
+	return ret == -DROP_BROKEN || ret == -DROP_STRANGER;
+}
+
 static __always_inline void add(struct counter *c, __u32 packets, __u32 bytes)
 {
 	if (c) {

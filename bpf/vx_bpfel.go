@@ -13,6 +13,12 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type vxBudget struct {
+	_    structs.HostLayout
+	Tick uint64
+	Left uint64
+}
+
 type vxControl struct {
 	_  structs.HostLayout
 	At uint64
@@ -69,10 +75,12 @@ type vxFdbKey struct {
 type vxHook uint32
 
 const (
-	vxHookHOOK_ENCAP   vxHook = 0
-	vxHookHOOK_DECAP   vxHook = 1
-	vxHookHOOK_DELIVER vxHook = 2
-	vxHookHOOK_MAX     vxHook = 4
+	vxHookHOOK_ENCAP     vxHook = 0
+	vxHookHOOK_DECAP     vxHook = 1
+	vxHookHOOK_DELIVER   vxHook = 2
+	vxHookHOOK_XDP_DECAP vxHook = 3
+	vxHookHOOK_XDP_ENCAP vxHook = 4
+	vxHookHOOK_MAX       vxHook = 8
 )
 
 type vxNetwork struct {
@@ -89,9 +97,12 @@ type vxNetwork struct {
 type vxPlaceFlag uint32
 
 const (
-	vxPlaceFlagPLACE_OFF   vxPlaceFlag = 1
-	vxPlaceFlagPLACE_V6    vxPlaceFlag = 2
-	vxPlaceFlagPLACE_ZERO6 vxPlaceFlag = 4
+	vxPlaceFlagPLACE_OFF    vxPlaceFlag = 1
+	vxPlaceFlagPLACE_V6     vxPlaceFlag = 2
+	vxPlaceFlagPLACE_ZERO6  vxPlaceFlag = 4
+	vxPlaceFlagPLACE_ANY    vxPlaceFlag = 8
+	vxPlaceFlagPLACE_FOLLOW vxPlaceFlag = 16
+	vxPlaceFlagPLACE_GUARD  vxPlaceFlag = 32
 )
 
 type vxPort struct {
@@ -140,8 +151,40 @@ const (
 	vxReasonSRC_STATIC      vxReason = 28
 	vxReasonND              vxReason = 29
 	vxReasonPORT_GONE       vxReason = 30
+	vxReasonDROP_STRANGER   vxReason = 31
 	vxReasonREASON_MAX      vxReason = 64
 )
+
+type vxSourceKey struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Net       uint16
+	V6        uint16
+	Addr      [4]uint32
+}
+
+type vxSourceNet uint32
+
+const (
+	vxSourceNetSOURCE_UNION      vxSourceNet = 0
+	vxSourceNetSOURCE_LOCAL      vxSourceNet = 65535
+	vxSourceNetSOURCE_PREFIX_MIN vxSourceNet = 32
+)
+
+type vxStranger struct {
+	_       structs.HostLayout
+	Packets uint64
+	Bytes   uint64
+	Seen    uint64
+	Last    [4]uint32
+}
+
+type vxStrangerKey struct {
+	_      structs.HostLayout
+	Net    uint16
+	V6     uint16
+	Prefix [2]uint32
+}
 
 type vxVniKey struct {
 	_    structs.HostLayout
@@ -149,6 +192,12 @@ type vxVniKey struct {
 	Port uint16
 	Pad  uint16
 }
+
+type vxVniNone uint32
+
+const (
+	vxVniNoneVNI_PORT vxVniNone = 16777216
+)
 
 type vxVtep struct {
 	_         structs.HostLayout
@@ -195,16 +244,20 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	vxMapVxBudget        = "vx_budget"
 	vxMapVxControl       = "vx_control"
 	vxMapVxCount         = "vx_count"
 	vxMapVxFdb           = "vx_fdb"
 	vxMapVxPort          = "vx_port"
+	vxMapVxSource        = "vx_source"
+	vxMapVxStranger      = "vx_stranger"
 	vxMapVxVni           = "vx_vni"
 	vxMapVxVtep          = "vx_vtep"
 	vxMapVxVtepCount     = "vx_vtep_count"
 	vxProgVxTcDecap      = "vx_tc_decap"
 	vxProgVxTcDeliver    = "vx_tc_deliver"
 	vxProgVxTcEncap      = "vx_tc_encap"
+	vxProgVxTcGuard      = "vx_tc_guard"
 	vxProgVxTcMoved      = "vx_tc_moved"
 	vxVarVxBtfControlKey = "vx_btf_control_key"
 	vxVarVxBtfEntryFlag  = "vx_btf_entry_flag"
@@ -212,10 +265,13 @@ const (
 	vxVarVxBtfKind       = "vx_btf_kind"
 	vxVarVxBtfPlaceFlag  = "vx_btf_place_flag"
 	vxVarVxBtfReason     = "vx_btf_reason"
+	vxVarVxBtfSourceNet  = "vx_btf_source_net"
+	vxVarVxBtfVniNone    = "vx_btf_vni_none"
 	vxVarVxBtfVtepFlag   = "vx_btf_vtep_flag"
 	vxVarVxBtfWay        = "vx_btf_way"
 	vxVarVxCounting      = "vx_counting"
 	vxVarVxHashSeed      = "vx_hash_seed"
+	vxVarVxHaveCoarse    = "vx_have_coarse"
 	vxVarVxHaveDecapL3   = "vx_have_decap_l3"
 	vxVarVxHoldNs        = "vx_hold_ns"
 )
@@ -265,6 +321,7 @@ type vxProgramSpecs struct {
 	VxTcDecap   *ebpf.ProgramSpec `ebpf:"vx_tc_decap"`
 	VxTcDeliver *ebpf.ProgramSpec `ebpf:"vx_tc_deliver"`
 	VxTcEncap   *ebpf.ProgramSpec `ebpf:"vx_tc_encap"`
+	VxTcGuard   *ebpf.ProgramSpec `ebpf:"vx_tc_guard"`
 	VxTcMoved   *ebpf.ProgramSpec `ebpf:"vx_tc_moved"`
 }
 
@@ -272,10 +329,13 @@ type vxProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type vxMapSpecs struct {
+	VxBudget    *ebpf.MapSpec `ebpf:"vx_budget"`
 	VxControl   *ebpf.MapSpec `ebpf:"vx_control"`
 	VxCount     *ebpf.MapSpec `ebpf:"vx_count"`
 	VxFdb       *ebpf.MapSpec `ebpf:"vx_fdb"`
 	VxPort      *ebpf.MapSpec `ebpf:"vx_port"`
+	VxSource    *ebpf.MapSpec `ebpf:"vx_source"`
+	VxStranger  *ebpf.MapSpec `ebpf:"vx_stranger"`
 	VxVni       *ebpf.MapSpec `ebpf:"vx_vni"`
 	VxVtep      *ebpf.MapSpec `ebpf:"vx_vtep"`
 	VxVtepCount *ebpf.MapSpec `ebpf:"vx_vtep_count"`
@@ -291,10 +351,13 @@ type vxVariableSpecs struct {
 	VxBtfKind       *ebpf.VariableSpec `ebpf:"vx_btf_kind"`
 	VxBtfPlaceFlag  *ebpf.VariableSpec `ebpf:"vx_btf_place_flag"`
 	VxBtfReason     *ebpf.VariableSpec `ebpf:"vx_btf_reason"`
+	VxBtfSourceNet  *ebpf.VariableSpec `ebpf:"vx_btf_source_net"`
+	VxBtfVniNone    *ebpf.VariableSpec `ebpf:"vx_btf_vni_none"`
 	VxBtfVtepFlag   *ebpf.VariableSpec `ebpf:"vx_btf_vtep_flag"`
 	VxBtfWay        *ebpf.VariableSpec `ebpf:"vx_btf_way"`
 	VxCounting      *ebpf.VariableSpec `ebpf:"vx_counting"`
 	VxHashSeed      *ebpf.VariableSpec `ebpf:"vx_hash_seed"`
+	VxHaveCoarse    *ebpf.VariableSpec `ebpf:"vx_have_coarse"`
 	VxHaveDecapL3   *ebpf.VariableSpec `ebpf:"vx_have_decap_l3"`
 	VxHoldNs        *ebpf.VariableSpec `ebpf:"vx_hold_ns"`
 }
@@ -319,10 +382,13 @@ func (o *vxObjects) Close() error {
 //
 // It can be passed to loadVxObjects or ebpf.CollectionSpec.LoadAndAssign.
 type vxMaps struct {
+	VxBudget    *ebpf.Map `ebpf:"vx_budget"`
 	VxControl   *ebpf.Map `ebpf:"vx_control"`
 	VxCount     *ebpf.Map `ebpf:"vx_count"`
 	VxFdb       *ebpf.Map `ebpf:"vx_fdb"`
 	VxPort      *ebpf.Map `ebpf:"vx_port"`
+	VxSource    *ebpf.Map `ebpf:"vx_source"`
+	VxStranger  *ebpf.Map `ebpf:"vx_stranger"`
 	VxVni       *ebpf.Map `ebpf:"vx_vni"`
 	VxVtep      *ebpf.Map `ebpf:"vx_vtep"`
 	VxVtepCount *ebpf.Map `ebpf:"vx_vtep_count"`
@@ -330,10 +396,13 @@ type vxMaps struct {
 
 func (m *vxMaps) Close() error {
 	return _VxClose(
+		m.VxBudget,
 		m.VxControl,
 		m.VxCount,
 		m.VxFdb,
 		m.VxPort,
+		m.VxSource,
+		m.VxStranger,
 		m.VxVni,
 		m.VxVtep,
 		m.VxVtepCount,
@@ -350,10 +419,13 @@ type vxVariables struct {
 	VxBtfKind       *ebpf.Variable `ebpf:"vx_btf_kind"`
 	VxBtfPlaceFlag  *ebpf.Variable `ebpf:"vx_btf_place_flag"`
 	VxBtfReason     *ebpf.Variable `ebpf:"vx_btf_reason"`
+	VxBtfSourceNet  *ebpf.Variable `ebpf:"vx_btf_source_net"`
+	VxBtfVniNone    *ebpf.Variable `ebpf:"vx_btf_vni_none"`
 	VxBtfVtepFlag   *ebpf.Variable `ebpf:"vx_btf_vtep_flag"`
 	VxBtfWay        *ebpf.Variable `ebpf:"vx_btf_way"`
 	VxCounting      *ebpf.Variable `ebpf:"vx_counting"`
 	VxHashSeed      *ebpf.Variable `ebpf:"vx_hash_seed"`
+	VxHaveCoarse    *ebpf.Variable `ebpf:"vx_have_coarse"`
 	VxHaveDecapL3   *ebpf.Variable `ebpf:"vx_have_decap_l3"`
 	VxHoldNs        *ebpf.Variable `ebpf:"vx_hold_ns"`
 }
@@ -365,6 +437,7 @@ type vxPrograms struct {
 	VxTcDecap   *ebpf.Program `ebpf:"vx_tc_decap"`
 	VxTcDeliver *ebpf.Program `ebpf:"vx_tc_deliver"`
 	VxTcEncap   *ebpf.Program `ebpf:"vx_tc_encap"`
+	VxTcGuard   *ebpf.Program `ebpf:"vx_tc_guard"`
 	VxTcMoved   *ebpf.Program `ebpf:"vx_tc_moved"`
 }
 
@@ -373,6 +446,7 @@ func (p *vxPrograms) Close() error {
 		p.VxTcDecap,
 		p.VxTcDeliver,
 		p.VxTcEncap,
+		p.VxTcGuard,
 		p.VxTcMoved,
 	)
 }

@@ -9,11 +9,14 @@
  *   port --> vx_tc_encap ----------------------------> underlay
  *   underlay --> vx_tc_decap -- single packets ------> port
  *                     '-- kernel vxlan device --> vx_tc_deliver --> port
+ *
+ * The one thing that it drops: what a stranger sends to a network of ours (guard.h).
  */
 #include "capture.h"
 #include "config.h"
 #include "decap.h"
 #include "encap.h"
+#include "guard.h"
 #include "headers/bpf_endian.h"
 #include "headers/bpf_helpers.h"
 #include "kernel.h"
@@ -272,58 +275,137 @@ static __always_inline int at_vtep(struct place at, const __be32 *addr, const in
 	       (!v6 || (v->remote[1] == addr[1] && v->remote[2] == addr[2] && v->remote[3] == addr[3]));
 }
 
-static __always_inline int from_vtep(struct fdb_key *key, struct place at, const __be32 *addr, const int v6)
+static __always_inline int from_vtep(struct fdb_key *key, struct place at, int here)
 {
-	return source_check(key, at, at_vtep(at, addr, v6), at.kind == KIND_REMOTE ? ENTRY_PINNED : ENTRY_STICKY);
+	return source_check(key, at, here, at.kind == KIND_REMOTE ? ENTRY_PINNED : ENTRY_STICKY);
 }
+
+/* Hop-by-hop, routing, fragment, destination options (RFC 8200 section 4). */
+static __always_inline int is_extension(__u8 next)
+{
+	return next == 0 || next == 43 || next == 44 || next == 60;
+}
+
+/* Headers and tags that are looked past on the way to UDP; nobody sends as many. */
+#define ODD_TAGS 8
+#define ODD_HEADERS 16
 
 /*
  * A packet that only the kernel takes apart: with IP options or extension
- * headers, or the first fragment of a datagram. The kernel will learn from what
- * is inside, so the source is checked all the same. `addr` is the outer source.
+ * headers, the first fragment of a datagram, or with priority tags (VLAN 0) in
+ * front. The kernel will decapsulate and learn, so both sources are checked all
+ * the same. Of later fragments nothing is known; without the first they are never
+ * put together. Returns 0, or with *net set the reason to drop it. `guard`: only
+ * the outer source check.
  */
-static __always_inline void odd(struct __sk_buff *skb, __u32 off, __u8 proto, const __be32 *addr, const int v6)
+static __noinline int odd(struct __sk_buff *skb, __u32 *net, int guard)
 {
+	__u32 off = sizeof(struct ethhdr) - sizeof(__be16), bytes = skb->len;
 	struct {
 		struct udphdr udp;
 		struct vxlanhdr vxlan;
 		__u8 eth[16]; /* 14, and room */
 	} h = {};
+	__be32 from[4] = {}, to[4] = {};
 	struct vni_key vkey = {};
 	struct fdb_entry *src;
+	int tags, headers, v6, cut = 0;
 	struct network *n;
 	struct fdb_key key;
+	struct place at;
+	__be16 proto = 0;
+	__u8 next;
 
-	/* Hop-by-hop, routing, destination options, fragment (RFC 8200 section 4). */
-	if (v6) {
-		for (int i = 0; i < 4 && (proto == 0 || proto == 43 || proto == 60 || proto == 44); i++) {
+	/* Packets with a VLAN belong to another device, or to none. */
+	if (skb->vlan_present && (skb->vlan_tci & VLAN_VID_MASK))
+		return 0;
+	for (tags = 0; tags < ODD_TAGS; tags++) {
+		__be16 tci;
+
+		if (bpf_skb_load_bytes(skb, off, &proto, sizeof(proto)))
+			return 0;
+		off += sizeof(proto);
+		if (proto != bpf_htons(ETH_P_8021Q) && proto != bpf_htons(ETH_P_8021AD))
+			break;
+		if (bpf_skb_load_bytes(skb, off, &tci, sizeof(tci)) || (tci & bpf_htons(VLAN_VID_MASK)))
+			return 0;
+		off += sizeof(tci);
+	}
+	if (tags == ODD_TAGS)
+		return undecided_check(0, from, to, bytes, 0);
+	if (proto == bpf_htons(ETH_P_IP)) {
+		struct iphdr ip;
+
+		if (bpf_skb_load_bytes(skb, off, &ip, sizeof(ip)) || ip.protocol != IPPROTO_UDP ||
+		    (ip.frag_off & bpf_htons(IP_OFFSET)))
+			return 0;
+		cut = !!(ip.frag_off & bpf_htons(IP_MF));
+		off += (ip.version_ihl & 15) * 4;
+		from[0] = ip.saddr;
+		to[0] = ip.daddr;
+		v6 = 0;
+	} else if (proto == bpf_htons(ETH_P_IPV6)) {
+		struct ipv6hdr ip;
+
+		if (bpf_skb_load_bytes(skb, off, &ip, sizeof(ip)))
+			return 0;
+		off += sizeof(ip);
+		next = ip.nexthdr;
+		copy(from, ip.saddr, sizeof(from));
+		copy(to, ip.daddr, sizeof(to));
+		v6 = 1;
+		for (headers = 0; headers < ODD_HEADERS; headers++) {
 			__u8 e[4];
 
+			if (!is_extension(next))
+				break;
 			if (bpf_skb_load_bytes(skb, off, e, sizeof(e)))
-				return;
-			if (proto == 44 && (e[2] || (e[3] & 0xf8)))
-				return;
-			off += proto == 44 ? 8 : 8 + e[1] * 8;
-			proto = e[0];
+				return cut ? undecided_check(0, from, to, bytes, 1) : 0;
+			if (next == 44) {
+				if (e[2] || (e[3] & 0xf8))
+					return 0;
+				cut = cut || (e[3] & 1);
+			}
+			off += next == 44 ? 8 : 8 + e[1] * 8;
+			next = e[0];
 		}
+		if (headers == ODD_HEADERS)
+			return undecided_check(0, from, to, bytes, 1);
+		if (next != IPPROTO_UDP)
+			return 0;
+	} else {
+		return 0;
 	}
-	if (proto != IPPROTO_UDP || bpf_skb_load_bytes(skb, off, &h, 30) || !(h.vxlan.flags & VXLAN_FLAG_I))
-		return;
+	if (bpf_skb_load_bytes(skb, off, &h.udp, sizeof(h.udp)))
+		return cut ? undecided_check(0, from, to, bytes, v6) : 0;
+	if (bpf_skb_load_bytes(skb, off + sizeof(h.udp), &h.vxlan, sizeof(h.vxlan)))
+		return cut ? undecided_check(h.udp.dest, from, to, bytes, v6) : 0;
+	if (!(h.vxlan.flags & VXLAN_FLAG_I))
+		return 0;
 	vkey.vni = bpf_ntohl(h.vxlan.vni) >> 8;
 	vkey.port = h.udp.dest;
 	n = bpf_map_lookup_elem(&vx_vni, &vkey);
 	if (!n || !(n->flags & PLACE_V6) != !v6)
-		return;
+		return 0;
+	if (stranger_check(n, from, to, bytes, v6)) {
+		*net = n->net;
+		return -DROP_STRANGER;
+	}
+	if (guard || bpf_skb_load_bytes(skb, off + sizeof(h.udp) + sizeof(h.vxlan), h.eth, sizeof(struct ethhdr)))
+		return 0;
 	key = key_of_src(n->net, l2_read(h.eth));
 	src = bpf_map_lookup_elem(&vx_fdb, &key);
-	if (src)
-		from_vtep(&key, place_of(src), addr, v6);
+	if (src) {
+		at = place_of(src);
+		from_vtep(&key, at, at_vtep(at, from, v6));
+	}
+	return 0;
 }
 
 /*
  * From the underlay. `net` is set as soon as the packet is known to be ours.
  * Returns a tc verdict (>= 0) or a negative reason; with `net` still 0 the
- * packet is not VXLAN of ours, and not counted. `vtep` is set as soon as the
+ * packet is not VXLAN of ours, and not counted unless it is dropped. `vtep` is set as soon as the
  * packet is known to come from there. `v6` is a constant: the family of the
  * outer packet.
  */
@@ -342,16 +424,19 @@ static __always_inline int decap(struct __sk_buff *skb, __u32 *net, __u32 *vtep,
 	struct iphdr *ip4;
 	struct l2 inner;
 	__u8 outer_tos;
-	struct place at;
+	struct place at = {};
 	struct frame f;
 	__u64 now;
-	int local;
+	int local, here;
 
 	multicast = skb->pkt_type == PACKET_MULTICAST || skb->pkt_type == PACKET_BROADCAST;
-	if ((skb->pkt_type != PACKET_HOST && !multicast) || skb->vlan_present)
+	if (skb->pkt_type != PACKET_HOST && !multicast)
 		return 0;
+	if (skb->vlan_present)
+		return odd(skb, net, 0);
+	/* Too short for VXLAN, but not for the first fragment of it. */
 	if (frame_need(skb, &f, OUTER_LEN(v6) + sizeof(struct ethhdr)))
-		return 0;
+		return odd(skb, net, 0);
 	ip4 = f.data + sizeof(struct ethhdr);
 	ip6 = f.data + sizeof(struct ethhdr);
 	vx = f.data + OUTER_LEN(v6) - sizeof(*vx);
@@ -363,20 +448,14 @@ static __always_inline int decap(struct __sk_buff *skb, __u32 *net, __u32 *vtep,
 	if (v6) {
 		if ((ip6->version_class_label & bpf_htonl(0xf0000000)) != bpf_htonl(0x60000000))
 			return 0;
-		if (ip6->nexthdr != IPPROTO_UDP) {
-			odd(skb, sizeof(struct ethhdr) + sizeof(*ip6), ip6->nexthdr, ip6->saddr, 1);
-			return 0;
-		}
+		if (ip6->nexthdr != IPPROTO_UDP)
+			return is_extension(ip6->nexthdr) ? odd(skb, net, 0) : 0;
 	} else {
 		if (ip4->protocol != IPPROTO_UDP)
 			return 0;
 		/* Options; reserved bit, more fragments, offset. */
-		if (ip4->version_ihl != 0x45 || (ip4->frag_off & ~bpf_htons(IP_DF))) {
-			if (!(ip4->frag_off & bpf_htons(IP_OFFSET)))
-				odd(skb, sizeof(struct ethhdr) + (ip4->version_ihl & 15) * 4, IPPROTO_UDP, &ip4->saddr,
-				    0);
-			return 0;
-		}
+		if (ip4->version_ihl != 0x45 || (ip4->frag_off & ~bpf_htons(IP_DF)))
+			return odd(skb, net, 0);
 	}
 	if (!(vx->flags & VXLAN_FLAG_I))
 		return 0;
@@ -386,11 +465,28 @@ static __always_inline int decap(struct __sk_buff *skb, __u32 *net, __u32 *vtep,
 	if (!n)
 		return 0;
 	*net = n->net;
-	if (n->flags & PLACE_OFF)
-		return -NOT_READY;
 	/* The kernel has a socket of one family for it. */
 	if (!(n->flags & PLACE_V6) != !v6)
-		return -OUTER_NOT_LOCAL;
+		return n->flags & PLACE_OFF ? -NOT_READY : -OUTER_NOT_LOCAL;
+	inner = l2_read(f.data + OUTER_LEN(v6));
+	key = key_of_src(n->net, inner);
+	src = bpf_map_lookup_elem(&vx_fdb, &key);
+	here = 0;
+	if (src) {
+		at = place_of(src);
+		here = at_vtep(at, v6 ? ip6->saddr : &ip4->saddr, v6);
+	}
+	/* An entry's VTEP may send: the daemon sees to it. Before all else, what a stranger shows must move nothing. */
+	if (!here) {
+		err = stranger_check(n, v6 ? ip6->saddr : &ip4->saddr, v6 ? ip6->daddr : &ip4->daddr, len, v6);
+		if (err)
+			return err;
+	}
+	if (n->flags & PLACE_OFF) {
+		if (n->flags & PLACE_GUARD)
+			*net = 0;
+		return -NOT_READY;
+	}
 	if (v6)
 		local = ip6->daddr[0] == n->local[0] && ip6->daddr[1] == n->local[1] && ip6->daddr[2] == n->local[2] &&
 		        ip6->daddr[3] == n->local[3];
@@ -402,14 +498,10 @@ static __always_inline int decap(struct __sk_buff *skb, __u32 *net, __u32 *vtep,
 	else
 		outer = outer_check(skb, f.data, len, gso_size, n->flags & PLACE_ZERO6, v6);
 
-	inner = l2_read(f.data + OUTER_LEN(v6));
 	now = bpf_ktime_get_coarse_ns();
-	key = key_of_src(n->net, inner);
-	src = bpf_map_lookup_elem(&vx_fdb, &key);
 	if (!src)
 		return outer == -OUTER_MALFORMED || outer == -OUTER_NOT_LOCAL ? outer : -SRC_UNKNOWN;
-	at = place_of(src);
-	err = from_vtep(&key, at, v6 ? ip6->saddr : &ip4->saddr, v6);
+	err = from_vtep(&key, at, here);
 	if (err)
 		return err;
 	*vtep = at.to;
@@ -578,10 +670,10 @@ static __always_inline int conclude(struct __sk_buff *skb, __u32 net, enum hook 
                                     __u32 bytes)
 {
 	count(net, hook, ret < 0 ? -ret : FAST, packets, bytes);
-	capture_leave(skb, net, ret, ret == -DROP_BROKEN);
+	capture_leave(skb, net, ret, drops(ret));
 	if (ret >= 0)
 		return ret;
-	return ret == -DROP_BROKEN ? TC_ACT_SHOT : TC_ACT_UNSPEC;
+	return drops(ret) ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 }
 
 /* tc ingress of each bridge port, tc egress of the bridge device (the host's own packets). */
@@ -615,15 +707,32 @@ int vx_tc_decap(struct __sk_buff *skb)
 	} else if (proto == bpf_htons(ETH_P_IPV6)) {
 		ret = decap(skb, &net, &vtep, 1);
 		bytes -= OUTER_LEN(1);
+	} else if (skb->vlan_present && skb->pkt_type != PACKET_OTHERHOST) {
+		ret = odd(skb, &net, 0);
 	} else {
 		return TC_ACT_UNSPEC;
 	}
-	if (!net)
+	if (!net && ret != -DROP_STRANGER)
 		return TC_ACT_UNSPEC;
 	/* What the kernel decapsulates is counted at its device. */
 	if (ret >= 0)
 		count_vtep(vtep, WAY_RECEIVED_FAST, packets, bytes);
 	return conclude(skb, net, HOOK_DECAP, ret, packets, bytes);
+}
+
+/*
+ * tc ingress of an underlay device all of whose networks are on the kernel path:
+ * the outer source check alone.
+ */
+SEC("tc")
+int vx_tc_guard(struct __sk_buff *skb)
+{
+	__u32 packets = skb->gso_segs, bytes = skb->len, net = 0;
+
+	capture_enter(skb, HOOK_DECAP);
+	if (skb->pkt_type == PACKET_OTHERHOST || odd(skb, &net, 1) != -DROP_STRANGER)
+		return TC_ACT_UNSPEC;
+	return conclude(skb, net, HOOK_DECAP, -DROP_STRANGER, packets, bytes);
 }
 
 /* tc ingress of each vxlan device. */
@@ -693,6 +802,8 @@ volatile const enum entry_flag vx_btf_entry_flag;
 volatile const enum place_flag vx_btf_place_flag;
 volatile const enum vtep_flag vx_btf_vtep_flag;
 volatile const enum control_key vx_btf_control_key;
+volatile const enum source_net vx_btf_source_net;
+volatile const enum vni_none vx_btf_vni_none;
 volatile const enum hook vx_btf_hook;
 volatile const enum way vx_btf_way;
 volatile const enum reason vx_btf_reason;

@@ -99,7 +99,8 @@ type Daemon struct {
 	nets []*network
 	sys  sysctls
 
-	// Below: nil or empty when no network runs on BPF.
+	unchecked string // why outer sources are not checked although the config asks for it
+	// Below: nil or empty when no program is needed, or none can run.
 	features Features // of the kernel
 	dp       *datapath
 	at       attacher
@@ -112,6 +113,7 @@ type Daemon struct {
 	watch    *clsact                 // looks at other people's tc
 	mine     map[ebpf.ProgramID]bool // programs known to be ours or not
 	refused  map[hook]string         // why a program could not be attached
+	barred   map[barredKey]bool      // VTEPs that may not send: said once
 	full     bool                    // the FDB map refused an entry: said once
 	pending  map[fdb.Key]bool        // entries to confirm
 	stats    Stats

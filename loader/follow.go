@@ -113,16 +113,16 @@ func (d *Daemon) followPathMTU() error {
 	return d.vteps.updateAll(d.view)
 }
 
-func (d *Daemon) readAddresses() (map[netip.Addr]bool, error) {
+func (d *Daemon) readAddresses(v *view) error {
 	all, err := d.h.Addresses()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	set := make(map[netip.Addr]bool, len(all))
+	v.subnets, v.addresses = all, make(map[netip.Addr]bool, len(all))
 	for _, a := range all {
-		set[a.Prefix.Addr()] = true
+		v.addresses[a.Prefix.Addr()] = true
 	}
-	return set, nil
+	return nil
 }
 
 // readRules looks at the packet filter. Rules that cannot be read may be any, so nothing goes around them.
@@ -209,7 +209,7 @@ func (d *Daemon) handle(batch []kernel.Event) (again bool, err error) {
 		case kernel.RouteChanged:
 			paths = true
 		case kernel.AddressChanged:
-			if d.view.addresses, err = d.readAddresses(); err != nil {
+			if err := d.readAddresses(d.view); err != nil {
 				return again, err
 			}
 			links = true
@@ -231,7 +231,8 @@ func (d *Daemon) handle(batch []kernel.Event) (again bool, err error) {
 			return again, err
 		}
 	}
-	if links {
+	// Entries rely on who may send.
+	if links || d.view.namesChanged {
 		return again, d.sync()
 	}
 	now := vxmaps.Now()

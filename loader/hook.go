@@ -52,6 +52,8 @@ func program(p *bpf.Programs, name string) (*ebpf.Program, error) {
 		return p.VxTcDecap, nil
 	case "vx_tc_deliver":
 		return p.VxTcDeliver, nil
+	case "vx_tc_guard":
+		return p.VxTcGuard, nil
 	case "vx_tc_moved":
 		return p.VxTcMoved, nil
 	}

@@ -21,14 +21,17 @@ import (
 // open loads the programs if any network wants them. why is the reason for
 // running without although some network would have liked to.
 func (d *Daemon) open(cfg *config.Config) (why string, err error) {
-	wanted, forced := 0, false
+	wanted, guarded, forced := 0, 0, false
 	for i := range cfg.Networks {
+		if !cfg.Networks[i].Sources.Any {
+			guarded++
+		}
 		if cfg.Networks[i].Datapath != config.Kernel {
 			wanted++
 		}
 		forced = forced || cfg.Networks[i].Datapath == config.TC
 	}
-	if wanted == 0 {
+	if wanted == 0 && guarded == 0 {
 		return "", nil
 	}
 	d.features = Probe()
@@ -44,12 +47,17 @@ func (d *Daemon) open(cfg *config.Config) (why string, err error) {
 	if forced {
 		return "", fmt.Errorf("datapath tc: %w (datapath auto would fall back to kernel vxlan)", err)
 	}
-	if !cannotRun(err) {
+	if !cannotRun(err) && wanted > 0 {
 		return "", err
 	}
 	if d.dp != nil {
 		err = errors.Join(err, d.dp.close())
 		d.dp = nil
+	}
+	d.unchecked = oneLine(err)
+	if wanted == 0 {
+		d.log.Warn("outer sources are not checked: whoever reaches this host may send to its networks", "err", d.unchecked)
+		return "", nil
 	}
 	return oneLine(err), nil
 }
@@ -137,7 +145,10 @@ func (d *Daemon) number(cfg *config.Config, why string) error {
 			if n.cfg.MSSClamp != config.MSSOff {
 				d.log.Warn("mss_clamp has no effect: only BPF clamps", "vni", n.cfg.VNI, "err", n.fallback)
 			}
-			continue
+			// On the kernel path only the source check needs a place.
+			if d.dp == nil || n.cfg.Sources.Any {
+				continue
+			}
 		}
 		id, ok := ids[n.key()]
 		if !ok {

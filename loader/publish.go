@@ -3,6 +3,7 @@
 package loader
 
 import (
+	"cmp"
 	"slices"
 	"strconv"
 
@@ -46,6 +47,18 @@ func (d *Daemon) publish() {
 				s.Ports = append(s.Ports, PortState{Name: l.Name, Index: l.Index, Fast: ok, Reason: why})
 			}
 		}
+		s.Unchecked = n.from.why
+		if n.id == 0 {
+			s.Unchecked = cmp.Or(d.unchecked, "allowed_sources: any")
+		}
+		s.Sources = []string{}
+		for _, p := range n.from.prefixes {
+			if p.IsSingleIP() {
+				s.Sources = append(s.Sources, p.Addr().String())
+			} else {
+				s.Sources = append(s.Sources, p.String())
+			}
+		}
 		nets = append(nets, s)
 	}
 	if !slices.EqualFunc(nets, d.state.Networks, func(a, b NetworkState) bool {
@@ -60,7 +73,8 @@ func (d *Daemon) publish() {
 
 func (s NetworkState) equal(o NetworkState) bool {
 	return s.Name == o.Name && s.ID == o.ID && s.VNI == o.VNI && s.Port == o.Port && s.Bridge == o.Bridge && s.Link == o.Link &&
-		s.Local == o.Local && s.Device == o.Device && s.Wanted == o.Wanted && s.Mode == o.Mode && s.Reason == o.Reason
+		s.Local == o.Local && s.Device == o.Device && s.Wanted == o.Wanted && s.Mode == o.Mode && s.Reason == o.Reason &&
+		s.Unchecked == o.Unchecked && slices.Equal(s.Sources, o.Sources)
 }
 
 // State is what the instance would tell status.

@@ -35,7 +35,7 @@ func (d *Daemon) resync() error {
 	if v.nextHops, err = d.h.NextHops(); err != nil {
 		return err
 	}
-	if v.addresses, err = d.readAddresses(); err != nil {
+	if err := d.readAddresses(v); err != nil {
 		return err
 	}
 	v.peers = d.view.peers // sync asks again

@@ -54,6 +54,9 @@ type NetworkState struct {
 	Mode   config.Datapath `json:"datapath"`         // tc or kernel
 	Reason string          `json:"reason,omitempty"` // why the mode is not what BPF could do
 	Ports  []PortState     `json:"ports"`
+	// Sources are who may send to the network. Unchecked is why anybody may, "" if not so.
+	Sources   []string `json:"allowed_sources"`
+	Unchecked string   `json:"unchecked,omitempty"`
 }
 
 // PortState is one port of a network.

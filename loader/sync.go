@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"errors"
 	"maps"
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -39,8 +40,19 @@ func (d *Daemon) sync() error {
 	if err := d.readTC(); err != nil {
 		return err
 	}
-	for _, n := range d.fast() {
+	for _, n := range slices.Concat(d.fast(), d.guarded()) {
 		n.resolve(d.view)
+	}
+	if err := d.syncSources(); err != nil {
+		return err
+	}
+	for _, n := range d.guarded() {
+		wantNets[n.key()] = vxmaps.Network{Net: n.id, Local: n.local, Guard: true, Off: true, Check: n.from.check}
+		if dev, ok := d.view.linkByName(n.cfg.Underlay.Device); ok {
+			wantHooks[hook{"vx_tc_guard", dev.Index, false}] = dev.Name
+		}
+	}
+	for _, n := range d.fast() {
 		for _, l := range d.view.ports(n) {
 			if _, err := d.readPeer(l); err != nil {
 				return err
@@ -53,12 +65,12 @@ func (d *Daemon) sync() error {
 		off := n.off != ""
 		if n.bridge.Index == 0 || n.link.Index == 0 {
 			// Its links are gone: nothing to attach to, and packets are the kernel's.
-			wantNets[n.key()] = vxmaps.Network{Net: n.id, Local: n.local, Off: true}
+			wantNets[n.key()] = vxmaps.Network{Net: n.id, Local: n.local, Off: true, Check: n.from.check}
 			continue
 		}
 		age := n.ageing()
 		wantNets[n.key()] = vxmaps.Network{Net: n.id, Local: n.local, Ageing: age, Refresh: refresh(age), Off: off,
-			MSS: n.mss(), ZeroCsum6: n.link.VXLAN.UDPZeroCsum6RX}
+			MSS: n.mss(), ZeroCsum6: n.link.VXLAN.UDPZeroCsum6RX, Check: n.from.check}
 		port := vxmaps.Port{Net: n.id, VNI: n.cfg.VNI, MTU: mtu16(n.link.MTU), MSS: n.mss(), Ageing: age, Refresh: refresh(age), Off: off}
 		for _, l := range d.view.ports(n) {
 			p := port
@@ -74,6 +86,7 @@ func (d *Daemon) sync() error {
 		wantHooks[hook{"vx_tc_moved", n.link.Index, true}] = n.link.Name
 		if dev, ok := d.view.linkByName(n.cfg.Underlay.Device); ok {
 			wantHooks[hook{"vx_tc_decap", dev.Index, false}] = dev.Name
+			delete(wantHooks, hook{"vx_tc_guard", dev.Index, false}) // the other looks at all networks
 		}
 		maps.Copy(wantFDB, d.view.table(n, now))
 	}

@@ -32,6 +32,12 @@ type view struct {
 	// go around; by ifindex.
 	tc        map[int]foreign
 	addresses map[netip.Addr]bool // of this host
+	subnets   []kernel.Address    // the same, with what is around them
+	// named are the VTEPs that somebody wrote into the table of a vxlan device, by
+	// its ifindex, with the number of entries.
+	named        map[int]map[netip.Addr]int
+	namedEntries map[namedKey]bool
+	namesChanged bool // since the sources were last brought in line
 	// rules are the packet filter's.
 	rules  netfilter.Rules
 	unread string // why they could not be read, "" if they were
@@ -54,6 +60,9 @@ func newView() *view {
 		nextHops:   map[uint32]kernel.NextHop{},
 		peers:      map[int]fdb.MAC{},
 		addresses:  map[netip.Addr]bool{},
+
+		named:        map[int]map[netip.Addr]int{},
+		namedEntries: map[namedKey]bool{},
 	}
 }
 
@@ -68,6 +77,8 @@ func (v *view) linkByName(name string) (kernel.Link, bool) {
 
 // setFDB takes one entry of a dump or an event.
 func (v *view) setFDB(e kernel.FDBEntry) {
+	v.unname(e)
+	v.name(e, 1)
 	switch {
 	case e.VLAN != 0 || e.MAC.IsZero() || e.MAC.IsMulticast():
 	case e.Self:
@@ -84,6 +95,8 @@ func (v *view) setFDB(e kernel.FDBEntry) {
 }
 
 func (v *view) delFDB(e kernel.FDBEntry) {
+	v.unname(e)
+	v.name(e, -1)
 	switch {
 	case e.VLAN != 0:
 	case e.Self:
@@ -96,6 +109,7 @@ func (v *view) delFDB(e kernel.FDBEntry) {
 // replaceFDB takes a whole dump.
 func (v *view) replaceFDB(all []kernel.FDBEntry) {
 	v.bridgeFDB, v.vxlanFDB = map[int]map[fdb.MAC]kernel.FDBEntry{}, map[int]map[fdb.MAC]kernel.FDBEntry{}
+	v.named, v.namedEntries, v.namesChanged = map[int]map[netip.Addr]int{}, map[namedKey]bool{}, true
 	for _, e := range all {
 		v.setFDB(e)
 	}
@@ -113,6 +127,7 @@ type network struct {
 	bridge, link kernel.Link
 	off          string // why every packet goes the kernel's way just now; "" if the fast path is on
 	told         string // the value of off that was logged last
+	from         senders
 }
 
 func (n *network) key() maps.NetworkKey {
@@ -321,6 +336,10 @@ func (v *view) entry(n *network, mac fdb.MAC, now time.Duration) (fdb.Entry, boo
 			d.Dst = v.gateway(d.NextHop)
 		}
 		if !ok || !d.Dst.IsValid() || d.Dst.Is6() != n.v6() || d.IfIndex != 0 || d.VNI != 0 && d.VNI != n.cfg.VNI || d.Port != 0 && d.Port != n.cfg.Underlay.Port {
+			return fdb.Entry{}, false
+		}
+		// The programs take it that who is behind an entry may send.
+		if !n.from.allow(d.Dst) {
 			return fdb.Entry{}, false
 		}
 		// Only where neither table ages: else the kernel must see a frame now and then.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/vxbpf/vxbpf/loader/config"
 	"github.com/vxbpf/vxbpf/loader/kernel"
+	"github.com/vxbpf/vxbpf/maps"
 	"github.com/vxbpf/vxbpf/maps/fdb"
 )
 
@@ -49,7 +50,7 @@ func sample() (*view, *network) {
 	for _, a := range []string{"192.0.2.11", "2001:db8::11"} {
 		v.addresses[netip.MustParseAddr(a)] = true
 	}
-	n := &network{id: 1, local: netip.MustParseAddr("192.0.2.11")}
+	n := &network{id: 1, local: netip.MustParseAddr("192.0.2.11"), from: senders{check: maps.Check{Off: true}}}
 	n.cfg = config.Network{Name: "mgmt", VNI: 236, Link: "encap-mgmt", Bridge: config.Bridge{Name: "br-mgmt"}, Underlay: config.Underlay{Port: 4789}}
 	return v, n
 }

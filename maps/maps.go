@@ -27,6 +27,9 @@ type Set struct {
 	Control  *Control
 	Counters *Counters
 	ByVTEP   *VTEPCounters
+
+	Sources   *Sources
+	Strangers *Strangers
 }
 
 // New wraps the maps of a loaded collection. The Set does not own them.
@@ -39,6 +42,9 @@ func New(m *bpf.Maps) *Set {
 		Control:  &Control{m: m.VxControl},
 		Counters: &Counters{m: m.VxCount},
 		ByVTEP:   &VTEPCounters{m: m.VxVtepCount},
+
+		Sources:   &Sources{m: m.VxSource},
+		Strangers: &Strangers{m: m.VxStranger},
 	}
 }
 
@@ -61,6 +67,7 @@ func byName(m *bpf.Maps) map[string]**ebpf.Map {
 	return map[string]**ebpf.Map{
 		"vx_fdb": &m.VxFdb, "vx_vni": &m.VxVni, "vx_port": &m.VxPort,
 		"vx_vtep": &m.VxVtep, "vx_control": &m.VxControl, "vx_count": &m.VxCount, "vx_vtep_count": &m.VxVtepCount,
+		"vx_source": &m.VxSource, "vx_stranger": &m.VxStranger, "vx_budget": &m.VxBudget,
 	}
 }
 

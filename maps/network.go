@@ -34,13 +34,38 @@ type Network struct {
 	// Ageing is the kernel's, 0 for never. Refresh is how often the kernel must see a frame of each MAC.
 	Ageing, Refresh time.Duration
 	Off             bool // count, but leave every packet to the kernel
+	// Guard: the network is on the kernel path, and only the source check is ours. Implies Off.
+	Guard bool
+	Check Check
+}
+
+// Check says how outer sources are checked.
+type Check struct {
+	// Off: whoever reaches us may send.
+	Off bool
+	// Follow: the list follows the kernel's FDB, so it counts while a daemon does that.
+	Follow bool
+}
+
+func (c Check) flags() (f uint16) {
+	if c.Off {
+		f |= uint16(bpf.PlaceAny)
+	}
+	if c.Follow {
+		f |= uint16(bpf.PlaceFollow)
+	}
+	return f
 }
 
 // Put writes one network.
 func (n *Networks) Put(k NetworkKey, v Network) error {
 	b := bpf.Network{Net: uint16(v.Net), Local: words(v.Local), Mss: v.MSS, Refresh: uint64(v.Refresh), Ageing: uint64(v.Ageing)}
-	if v.Off {
+	b.Flags = v.Check.flags()
+	if v.Off || v.Guard {
 		b.Flags |= uint16(bpf.PlaceOff)
+	}
+	if v.Guard {
+		b.Flags |= uint16(bpf.PlaceGuard)
 	}
 	if v.Local.Is6() {
 		b.Flags |= uint16(bpf.PlaceV6)
@@ -69,9 +94,14 @@ func (n *Networks) All() (map[NetworkKey]Network, error) {
 	var v bpf.Network
 	it := n.m.Iterate()
 	for it.Next(&k, &v) {
+		if k.Vni == bpf.VNIPort {
+			continue
+		}
+		has := func(flag uint32) bool { return uint32(v.Flags)&flag != 0 }
 		out[NetworkKey{VNI: fdb.VNI(k.Vni), Port: be16(k.Port)}] = Network{
-			Net: fdb.NetID(v.Net), Local: addr(v.Local, uint32(v.Flags)&bpf.PlaceV6 != 0), MSS: v.Mss, Ageing: time.Duration(v.Ageing),
-			Refresh: time.Duration(v.Refresh), Off: uint32(v.Flags)&bpf.PlaceOff != 0, ZeroCsum6: uint32(v.Flags)&bpf.PlaceZero6 != 0,
+			Net: fdb.NetID(v.Net), Local: addr(v.Local, has(bpf.PlaceV6)), MSS: v.Mss, Ageing: time.Duration(v.Ageing),
+			Refresh: time.Duration(v.Refresh), Off: has(bpf.PlaceOff), ZeroCsum6: has(bpf.PlaceZero6),
+			Guard: has(bpf.PlaceGuard), Check: Check{Off: has(bpf.PlaceAny), Follow: has(bpf.PlaceFollow)},
 		}
 	}
 	if err := it.Err(); err != nil {
@@ -81,3 +111,44 @@ func (n *Networks) All() (map[NetworkKey]Network, error) {
 }
 
 func vniKey(k NetworkKey) bpf.VNIKey { return bpf.VNIKey{Vni: uint32(k.VNI), Port: be16(k.Port)} }
+
+// SetPorts says which UDP ports are ours, and how a packet to one of them is
+// checked that does not show its VNI. Ports that are not in the list are not ours
+// any more. Check by port is that of the most generous network there.
+func (n *Networks) SetPorts(want map[uint16]Check) error {
+	all := map[uint16]Check{}
+	for p, c := range want {
+		all[p] = c
+	}
+	// Port 0 stands for all: a packet that does not even show its port.
+	if len(want) > 0 {
+		var c Check
+		for _, w := range want {
+			c.Off, c.Follow = c.Off || w.Off, c.Follow || w.Follow
+		}
+		all[0] = c
+	}
+	var gone []bpf.VNIKey
+	var k bpf.VNIKey
+	var v bpf.Network
+	it := n.m.Iterate()
+	for it.Next(&k, &v) {
+		if _, ok := all[be16(k.Port)]; k.Vni == bpf.VNIPort && !ok {
+			gone = append(gone, k)
+		}
+	}
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("read VNI map: %w", err)
+	}
+	for p, c := range all {
+		if err := n.m.Put(bpf.VNIKey{Vni: bpf.VNIPort, Port: be16(p)}, bpf.Network{Net: bpf.SourceUnion, Flags: c.flags()}); err != nil {
+			return fmt.Errorf("put UDP port %d: %w", p, err)
+		}
+	}
+	for _, k := range gone {
+		if err := n.m.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("delete UDP port %d: %w", be16(k.Port), err)
+		}
+	}
+	return nil
+}

@@ -39,7 +39,9 @@ type statusDoc struct {
 	Problems []string        `json:"problems"`
 	Networks []networkStatus `json:"networks"`
 	VTEPs    []observe.VTEP  `json:"vteps"`
-	FDB      fill            `json:"fdb"`
+	// Unclear are strangers whose packets did not show their network: cut before the VNI, or with too many headers.
+	Unclear []maps.Stranger `json:"unclear"`
+	FDB     fill            `json:"fdb"`
 	// Interval over which rates were taken, in seconds. 0: none were.
 	Interval float64 `json:"interval_seconds"`
 
@@ -61,6 +63,8 @@ type networkStatus struct {
 	Received share                            `json:"received"`
 	Rates    *rates                           `json:"rates,omitempty"`
 	Reasons  map[string]map[string]maps.Count `json:"reasons"` // by hook, by reason
+	// Strangers are where packets came from that were dropped, since their source may not send to the network.
+	Strangers []maps.Stranger `json:"strangers"`
 }
 
 // rates are per second, over the interval of the document.
@@ -134,7 +138,7 @@ func (a *app) readStatus(ctx context.Context, over time.Duration) (*statusDoc, e
 func newStatus(s *observe.Snapshot, r *observe.Rates) *statusDoc {
 	st := s.State
 	doc := &statusDoc{Version: statusVersion, Instance: st.Instance, Config: st.Config, Since: st.Since, Once: st.Once, Daemon: s.Daemon,
-		Attach: st.Attach, Reason: st.Reason, Degraded: len(st.Degraded()) > 0, VTEPs: s.VTEPs, Problems: s.Problems(), rates: r}
+		Attach: st.Attach, Reason: st.Reason, Degraded: len(st.Degraded()) > 0, VTEPs: s.VTEPs, Problems: s.Problems(), rates: r, Unclear: s.From(maps.SourceUnion)}
 	doc.FDB.Entries, doc.FDB.Size = s.FDBEntries()
 	if r != nil {
 		doc.Interval = r.Over.Seconds()
@@ -142,12 +146,19 @@ func newStatus(s *observe.Snapshot, r *observe.Rates) *statusDoc {
 	for i, n := range st.Networks {
 		x := s.Networks[i]
 		ns := networkStatus{NetworkState: n, VTEPs: []string{}, FDBLocal: x.FDBLocal, FDBFar: x.FDBRemote, Sent: x.Sent, Received: x.Received,
-			Reasons: map[string]map[string]maps.Count{}}
+			Reasons: map[string]map[string]maps.Count{}, Strangers: []maps.Stranger{}}
+		if n.ID != 0 {
+			ns.Strangers = s.From(n.ID)
+		}
 		for _, v := range x.VTEPs {
 			ns.VTEPs = append(ns.VTEPs, v.String())
 		}
 		slices.Sort(ns.VTEPs)
-		for h, byReason := range s.Counts[n.Name] {
+		counts := s.Counts[n.Name]
+		if counts == nil {
+			counts = s.Guarded[n.Name]
+		}
+		for h, byReason := range counts {
 			ns.Reasons[h.String()] = map[string]maps.Count{}
 			for reason, c := range byReason {
 				ns.Reasons[h.String()][reason.String()] = c
@@ -218,6 +229,9 @@ func (s *statusDoc) text(w io.Writer, columns int) error {
 		return err
 	}
 	if err := s.vtepTable(w); err != nil {
+		return err
+	}
+	if err := s.shutOut(w); err != nil {
 		return err
 	}
 	if err := s.slow(w, narrow); err != nil {
@@ -299,6 +313,32 @@ func (s *statusDoc) vtepTable(w io.Writer) error {
 	return nil
 }
 
+// shutOut names who sent to our networks and may not, those that sent most first.
+func (s *statusDoc) shutOut(w io.Writer) error {
+	const most = 5
+	first := true
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	rows := []networkStatus{{NetworkState: loader.NetworkState{Name: "-"}, Strangers: s.Unclear}}
+	for _, n := range append(rows, s.Networks...) {
+		for i, e := range n.Strangers {
+			if first {
+				fmt.Fprintln(w, "\nDropped, from strangers (allowed_sources says who may send):")
+				first = false
+			}
+			if i == most {
+				fmt.Fprintf(t, "  \t%s\t(%d more prefixes with -o json)\n", n.Name, len(n.Strangers)-most)
+				break
+			}
+			prefix := "all other prefixes"
+			if e.Prefix.IsValid() {
+				prefix = e.Prefix.String()
+			}
+			fmt.Fprintf(t, "  %d\t%s\t%s\tlast %s, %s ago\n", e.Packets, n.Name, prefix, e.Last, (maps.Now() - e.Seen).Round(time.Second))
+		}
+	}
+	return t.Flush()
+}
+
 // slow names why packets took the kernel's way, the most frequent first.
 func (s *statusDoc) slow(w io.Writer, narrow bool) error {
 	type row struct {
@@ -312,7 +352,7 @@ func (s *statusDoc) slow(w io.Writer, narrow bool) error {
 				continue // what is not carried there is counted again where it arrives, at the vxlan device
 			}
 			for r, c := range byReason {
-				if r != bpf.Fast.String() {
+				if r != bpf.Fast.String() && !strings.HasPrefix(r, "drop_") {
 					rows = append(rows, row{n.Name, h, r, c.Packets})
 				}
 			}

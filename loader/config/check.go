@@ -73,6 +73,7 @@ func (c *checker) config(raw *rawConfig) *Config {
 		},
 	}
 	c.header(&cfg.Underlay, u.TTL, &u.rawHeader, "underlay")
+	cfg.Sources = c.sources(&u.Sources)
 	if len(raw.Networks) == 0 {
 		if at, ok := c.ps.src.at["networks"]; ok {
 			c.ps.add(at, "networks", smallestHint, "no networks")
@@ -152,6 +153,7 @@ func (c *checker) network(i int, cfg *Config) Network {
 		}
 	}
 	c.destinations(raw, &n)
+	c.sourcesOf(raw, &n, cfg.Sources)
 	c.groupTTL(raw, &n)
 	c.headerFits(raw, &n)
 	c.mtuFits(raw, &n)
@@ -489,6 +491,77 @@ func (c *checker) destinations(raw *rawNetwork, n *Network) {
 	}
 }
 
+// sources reads allowed_sources: any, or a list of addresses and prefixes.
+func (c *checker) sources(raw *rawSources) (out Sources) {
+	const hint = "write any, or a list of addresses and prefixes, such as [192.0.2.0/24, 198.51.100.7]"
+	switch {
+	case raw.word.set && raw.word.text == anyone:
+		return Sources{Given: true, Any: true}
+	case raw.word.set:
+		c.fail(raw.word.where, hint, "%s is neither a list nor the word any", show(raw.word.text))
+		return out
+	case !raw.set:
+		if raw.path != "" {
+			c.fail(raw.where, hint, "is empty")
+		}
+		return out
+	}
+	out.Given = true
+	for _, s := range raw.list {
+		if !s.set {
+			continue
+		}
+		p, err := netip.ParsePrefix(s.text)
+		if err != nil {
+			if a, aerr := netip.ParseAddr(s.text); aerr == nil && a.Zone() == "" {
+				p, err = netip.PrefixFrom(a, a.BitLen()), nil
+			}
+		}
+		switch {
+		case err != nil && s.text == anyone:
+			c.fail(s.where, "write `allowed_sources: any`, without a list", "any is no address")
+		case err != nil:
+			c.fail(s.where, hint, "%s is neither an address nor a prefix", show(s.text))
+		case p.Addr().Is4In6():
+			c.fail(s.where, "write the IPv4 address", "%s is an IPv4 address written as IPv6", show(s.text))
+		case p != p.Masked():
+			c.fail(s.where, fmt.Sprintf("write %s, or %s for the one host", p.Masked(), p.Addr()), "%s has bits set behind its prefix", show(s.text))
+		case p.Bits() == 0:
+			c.fail(s.where, "write `allowed_sources: any` if that is meant", "%s is every address", show(s.text))
+		case p.Addr().IsMulticast():
+			c.fail(s.where, hint, "%s is a multicast group, and nobody sends from one", p)
+		case slices.Contains(out.Prefixes, p):
+			c.fail(s.where, "delete one", "%s is listed twice", p)
+		default:
+			out.Prefixes = append(out.Prefixes, p)
+		}
+	}
+	return out
+}
+
+// sourcesOf gives a network its own list, or those of the host's that are of its family.
+func (c *checker) sourcesOf(raw *rawNetwork, n *Network, host Sources) {
+	n.Sources = host
+	own := raw.Sources.path != "" || raw.Sources.word.set
+	if own {
+		n.Sources = c.sources(&raw.Sources)
+	}
+	outer := n.outer()
+	if !outer.IsValid() || len(n.Sources.Prefixes) == 0 {
+		return
+	}
+	fits := []netip.Prefix{}
+	for _, p := range n.Sources.Prefixes {
+		switch {
+		case p.Addr().Is4() == outer.Is4():
+			fits = append(fits, p)
+		case own:
+			c.fail(raw.Sources.where, "delete it", "%s is %s, and the underlay of this network is %s (%s)", p, family(p.Addr()), family(outer), outer)
+		}
+	}
+	n.Sources.Prefixes = fits
+}
+
 func (c *checker) mac(e *rawEntry) (fdb.MAC, bool) {
 	const hint = "write a MAC address such as 02:00:00:00:00:0c"
 	if !c.need(e.MAC, e.where, "mac", hint) {
@@ -569,6 +642,7 @@ func (c *checker) mtuFits(raw *rawNetwork, n *Network) {
 // Words that several keys take.
 const (
 	auto    = "auto"
+	anyone  = "any"
 	inherit = "inherit"
 	off     = "off"
 )

@@ -27,6 +27,8 @@ type Config struct {
 	// Metrics is where the daemon serves metrics: "HOST:PORT" with an address
 	// literal or no host, or "unix:PATH". Empty: nowhere.
 	Metrics string
+	// Sources is the default of those networks that have the family of its prefixes.
+	Sources Sources
 	Log     Log
 	// Networks in the order of the file. At least one.
 	Networks []Network
@@ -139,6 +141,8 @@ type Network struct {
 	// BypassNetfilter lets BPF carry packets past rules that they would meet on
 	// the kernel's way.
 	BypassNetfilter bool
+	// Sources are who may send to the network, besides Remotes and the VTEPs of FDB.
+	Sources Sources
 	// Group is a multicast group for BUM traffic, invalid if unused.
 	Group netip.Addr
 	// Remotes get a copy of each BUM frame (head-end replication). Group and
@@ -188,6 +192,16 @@ func (n *Network) outer() netip.Addr {
 		return n.FDB[0].VTEP
 	}
 	return netip.Addr{}
+}
+
+// Sources says which outer sources may send to a network: packets from others
+// are dropped before the kernel decapsulates them.
+type Sources struct {
+	// Given: Prefixes is the whole list. Else the group, or a control plane,
+	// adds to the remotes: see the loader.
+	Given    bool
+	Any      bool           // whoever reaches us: no check
+	Prefixes []netip.Prefix // masked
 }
 
 // Bridge says what the ifupdown stanza of the bridge said.

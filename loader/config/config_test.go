@@ -45,25 +45,30 @@ func TestParse(t *testing.T) {
 	host := Underlay{Device: "eth2", Local: netip.MustParseAddr("192.0.2.11"), Port: 4789, TTL: 5, DF: DFUnset,
 		SourceLow: 32768, SourceHigh: 61000, UDPChecksum: &no, MTU: 1500, Given: given}
 	hosts := []netip.Addr{netip.MustParseAddr("192.0.2.12"), netip.MustParseAddr("192.0.2.13")}
+	near := netip.MustParsePrefix("192.0.2.0/24")
 	want := &Config{
 		File: "config.yaml", Underlay: host, Datapath: Auto, Metrics: "127.0.0.1:9879",
-		Log: Log{Level: "info", Format: "text"},
+		Log:     Log{Level: "info", Format: "text"},
+		Sources: Sources{Given: true, Prefixes: []netip.Prefix{near, netip.MustParsePrefix("2001:db8:1::/64")}},
 		Networks: []Network{
 			{
 				Name: "mgmt", VNI: 236, Link: "encap-mgmt", Underlay: host, Datapath: Kernel,
 				Bridge:  Bridge{Name: "br-mgmt", Addresses: []netip.Prefix{netip.MustParsePrefix("172.29.236.11/22")}, STP: &stp, ForwardDelay: &fd},
 				Remotes: hosts, MTU: 1446, VLANTags: 1, Learning: true, Ageing: 300 * time.Second, MSSClamp: MSSAuto, BypassNetfilter: true,
-				FDB: []StaticEntry{{MAC: fdb.MAC{2, 0, 0, 0, 0, 12}, VTEP: hosts[0]}},
+				FDB:     []StaticEntry{{MAC: fdb.MAC{2, 0, 0, 0, 0, 12}, VTEP: hosts[0]}},
+				Sources: Sources{Given: true, Prefixes: []netip.Prefix{near}},
 			},
 			{
 				Name: "storage", VNI: 244, Link: "encap-storage", Datapath: Auto, Bridge: Bridge{Name: "br-storage"},
 				Underlay: Underlay{Device: "eth3", Local: netip.MustParseAddr("198.51.100.11"), Port: 8472, TTLInherit: true, TOSInherit: true,
 					DF: DFInherit, SourceLow: 40000, SourceHigh: 50000, UDPChecksum: &yes, MTU: 1500, Given: given},
 				Group: netip.MustParseAddr("239.1.1.244"), Learning: true, Ageing: DefaultAgeing,
+				Sources: Sources{Given: true, Any: true},
 			},
 			{
 				Name: "flat", VNI: 1, Link: "encap-flat", Datapath: Auto, Bridge: Bridge{Name: "br-flat"},
 				Underlay: host, Remotes: hosts, Learning: true, Ageing: DefaultAgeing,
+				Sources: Sources{Given: true, Prefixes: []netip.Prefix{near}},
 			},
 		},
 	}
@@ -140,6 +145,14 @@ func TestAccepts(t *testing.T) {
 		}},
 		{"bypass netfilter", head + "bypass_netfilter: true\nnetworks: [{name: a, vni: 1, bridge: b}, {name: c, vni: 2, bridge: d, bypass_netfilter: false}]", func(c *Config) bool {
 			return c.BypassNetfilter && c.Networks[0].BypassNetfilter && !c.Networks[1].BypassNetfilter
+		}},
+		{"sources", "underlay: {device: e, allowed_sources: [192.0.2.7, 10.0.0.0/8, '2001:db8::/32']}\nnetworks: [{name: a, vni: 1, bridge: b, remotes: ['2001:db8::1']}, {name: c, vni: 2, bridge: d, group: 239.1.1.1, allowed_sources: any}, {name: e, vni: 3, bridge: f}]", func(c *Config) bool {
+			a, b, e := c.Networks[0].Sources, c.Networks[1].Sources, c.Networks[2].Sources
+			return a.Given && len(a.Prefixes) == 1 && a.Prefixes[0].Bits() == 32 && b.Any && len(b.Prefixes) == 0 && len(e.Prefixes) == 3 && e.Prefixes[0].IsSingleIP()
+		}},
+		{"no sources but the remotes", one + ", remotes: [192.0.2.1], allowed_sources: []}", func(c *Config) bool {
+			s := c.Networks[0].Sources
+			return s.Given && !s.Any && len(s.Prefixes) == 0 && !c.Sources.Given
 		}},
 		{"unicast without ttl", one + ", remotes: [192.0.2.12]}", func(c *Config) bool { return c.Networks[0].Underlay.TTL == 0 }},
 		{"group and remotes", one + ", group: 239.1.1.236, remotes: [192.0.2.12]}", func(c *Config) bool {
@@ -250,6 +263,17 @@ func TestProblems(t *testing.T) {
 		{"value for a list", one + ", remotes: 192.0.2.12}", "3:52: networks[0].remotes: is the value 192.0.2.12, want a list", "[192.0.2.12]"},
 		{"value for a mapping", "underlay: eth2\nnetworks: [{name: a, vni: 1, bridge: b, device: c}]", "1:11: underlay: is the value eth2", "device, local"},
 		{"list for a bridge", head + "networks: [{name: a, vni: 1, bridge: [b]}]", "2:38: networks[0].bridge: is a list", "name, addresses"},
+		{"sources as a word", one + ", allowed_sources: all}", "3:60: networks[0].allowed_sources: all is neither a list nor the word any", "any, or a list"},
+		{"empty sources", one + ", allowed_sources: }", "3:43: networks[0].allowed_sources: is empty", "any, or a list"},
+		{"any in a list", one + ", allowed_sources: [any]}", "3:61: networks[0].allowed_sources[0]: any is no address", "without a list"},
+		{"a name as source", one + ", allowed_sources: [host1]}", "3:61: networks[0].allowed_sources[0]: host1 is neither an address nor a prefix", "192.0.2.0/24"},
+		{"source with host bits", one + ", allowed_sources: [192.0.2.9/24]}", "3:61: networks[0].allowed_sources[0]: 192.0.2.9/24 has bits set", "192.0.2.0/24"},
+		{"every source", one + ", allowed_sources: [0.0.0.0/0]}", "3:61: networks[0].allowed_sources[0]: 0.0.0.0/0 is every address", "allowed_sources: any"},
+		{"source twice", one + ", allowed_sources: [192.0.2.9, 192.0.2.9/32]}", "3:72: networks[0].allowed_sources[1]: 192.0.2.9/32 is listed twice", "delete"},
+		{"group as source", one + ", allowed_sources: [239.1.1.0/24]}", "3:61: networks[0].allowed_sources[0]: 239.1.1.0/24 is a multicast group", "192.0.2.0/24"},
+		{"source of the other family", one + ", remotes: [192.0.2.1], allowed_sources: ['2001:db8::/32']}", "3:65: networks[0].allowed_sources: 2001:db8::/32 is IPv6", "delete"},
+		{"mapping as sources", one + ", allowed_sources: {a: b}}", "3:60: networks[0].allowed_sources: is a mapping, want a list", "[a, b, c]"},
+
 		{"value for a network", head + "networks: [a]", "2:12: networks[0]: is the value a", "name, vni"},
 
 		// The host.

@@ -32,7 +32,8 @@ type (
 		Port   scalar `yaml:"port"`
 		TTL    scalar `yaml:"ttl"`
 		rawHeader
-		MTU scalar `yaml:"mtu"`
+		MTU     scalar     `yaml:"mtu"`
+		Sources rawSources `yaml:"allowed_sources"`
 	}
 	// rawHeader are the values of outer headers that most hosts never need.
 	rawHeader struct {
@@ -68,6 +69,13 @@ type (
 		Port     scalar     `yaml:"port"`
 		TTL      scalar     `yaml:"ttl"`
 		rawHeader
+		Sources rawSources `yaml:"allowed_sources"`
+	}
+	// rawSources is a list, or one word.
+	rawSources struct {
+		where
+		word scalar
+		list []scalar
 	}
 	rawBridge struct {
 		where
@@ -105,6 +113,8 @@ var synonyms = map[string]string{
 	"forward-delay": "forward_delay", "lladdr": "mac", "ports": "port", "address": "addresses", "hops": "ttl",
 	"flowlabel": "flow_label", "srcport": "source_ports", "source_port": "source_ports", "udpcsum": "udp_checksum",
 	"hop_limit": "ttl", "mss": "mss_clamp", "vlans": "vlan_tags", "tags": "vlan_tags",
+	"sources": "allowed_sources", "allowed-sources": "allowed_sources",
+	"allow": "allowed_sources",
 }
 
 // maxExpanded bounds what aliases may stand for, in values.
@@ -201,6 +211,19 @@ func (d *decoder) value(n ast.Node, path string, key pos, v reflect.Value) {
 			d.ps.src.at[path] = at
 			*dst = scalar{where: w, text: written}
 		}
+		return
+	case *rawSources:
+		if _, ok := scalarText(n); ok && !null {
+			d.value(n, path, key, reflect.ValueOf(&dst.word).Elem())
+			dst.where = dst.word.where
+			return
+		}
+		d.value(n, path, key, reflect.ValueOf(&dst.list).Elem())
+		w.set = dst.list != nil
+		if !w.set && !null {
+			w.path = "" // reported
+		}
+		dst.where = w
 		return
 	case *rawBridge:
 		if _, ok := scalarText(n); ok && !null {

@@ -76,7 +76,8 @@ func portRange(low, high uint16) []byte {
 // config is the host's config.yaml.
 func (p Profile) config(h *testenv.Host, s testenv.Spec) []byte {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "underlay:\n  device: %s\n%s", underlayDev, p.Underlay)
+	// The kernel decapsulates for anybody, and so must vxbpf here.
+	fmt.Fprintf(&b, "underlay:\n  device: %s\n  allowed_sources: any\n%s", underlayDev, p.Underlay)
 	n := s.Networks[0]
 	fmt.Fprintf(&b, "networks:\n  - name: %s\n    vni: %d\n    bridge: %s\n", n.Name, n.VNI, n.Bridge)
 	if p.Group.IsValid() {

@@ -84,6 +84,7 @@ func buildTwin(t *testing.T, spec testenv.Spec, config func(lab, *testenv.Host) 
 	for i, l := range []*lab{&tw.kernel, &tw.vxbpf} {
 		s := spec
 		s.Hosts = slices.Clone(spec.Hosts)
+		s.Underlay.Config = "allowed_sources: any" // the kernel believes strangers too
 		for j := range s.Hosts {
 			s.Hosts[j].KernelVXLAN = i == 0 && !s.Hosts[j].Stranger
 		}

@@ -157,7 +157,15 @@ type networkStatus struct {
 	Remote   int      `json:"fdb_remote"`
 	Sent     share    `json:"sent"`
 	Received share    `json:"received"`
-	Ports    []struct {
+	// Strangers by prefix.
+	Strangers []struct {
+		Prefix  string `json:"prefix"`
+		Last    string `json:"last"`
+		Packets uint64 `json:"packets"`
+	} `json:"strangers"`
+	Sources   []string `json:"allowed_sources"`
+	Unchecked string   `json:"unchecked"`
+	Ports     []struct {
 		Name   string `json:"name"`
 		Fast   bool   `json:"fast"`
 		Reason string `json:"reason"`

@@ -43,8 +43,17 @@ func (s *Snapshot) Attachments(o Options) ([]Attachment, error) {
 		p := place{program, direction, index}
 		wanted[p] = append(wanted[p], network)
 	}
+	decap := map[int]bool{} // devices where vx_tc_decap looks at the networks on the kernel path too
+	for _, n := range s.State.Networks {
+		if l, ok := s.link(n.Device); ok && s.Counts[n.Name] != nil {
+			decap[l.Index] = true
+		}
+	}
 	for _, n := range s.State.Networks {
 		if s.Counts[n.Name] == nil {
+			if l, ok := s.link(n.Device); ok && n.ID != 0 {
+				want(n.Name, map[bool]string{true: "vx_tc_decap", false: "vx_tc_guard"}[decap[l.Index]], "ingress", l.Index)
+			}
 			continue
 		}
 		for _, p := range s.Ports {

@@ -38,6 +38,9 @@ type Snapshot struct {
 	VTEPs    []VTEP
 	Ports    []Port
 	Counts   map[string]maps.Counts // by network
+	// Guarded are the counters of networks on the kernel path, whose outer sources alone are BPF's business.
+	Guarded   map[string]maps.Counts
+	Strangers []maps.Stranger // whose packets were dropped
 
 	entries fdb.Table // of the FDB map
 	vteps   map[uint32]maps.VTEP
@@ -190,7 +193,7 @@ func Read(o Options) (*Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Snapshot{At: time.Now(), Mono: maps.Now(), State: st, Counts: map[string]maps.Counts{}, links: map[int]kernel.Link{},
+	s := &Snapshot{At: time.Now(), Mono: maps.Now(), State: st, Counts: map[string]maps.Counts{}, Guarded: map[string]maps.Counts{}, links: map[int]kernel.Link{},
 		ids: map[fdb.NetID]string{}, Networks: []Network{}, VTEPs: []VTEP{}, Ports: []Port{}}
 	if s.Daemon = o.Daemon; s.Daemon == 0 {
 		if s.Daemon, err = loader.Holder(o.RunDir()); err != nil {
@@ -235,12 +238,20 @@ func (s *Snapshot) readMaps() (err error) {
 	}
 	for _, n := range s.State.Networks {
 		if n.Mode == config.Kernel {
+			if n.ID != 0 {
+				if s.Guarded[n.Name], err = set.Counters.Read(n.ID); err != nil {
+					return err
+				}
+			}
 			continue
 		}
 		s.ids[n.ID] = n.Name
 		if s.Counts[n.Name], err = set.Counters.Read(n.ID); err != nil {
 			return err
 		}
+	}
+	if s.Strangers, err = set.Strangers.All(); err != nil {
+		return err
 	}
 	for i, v := range s.vteps {
 		t, err := set.ByVTEP.Read(i)
@@ -496,7 +507,11 @@ func (s *Snapshot) name(ifindex int) string {
 func (s *Snapshot) Reasons() []Reason {
 	out := []Reason{}
 	for _, n := range s.Networks {
-		for h, byReason := range s.Counts[n.Name] {
+		counts := s.Counts[n.Name]
+		if counts == nil {
+			counts = s.Guarded[n.Name]
+		}
+		for h, byReason := range counts {
 			for r, c := range byReason {
 				out = append(out, Reason{Network: n.Name, Hook: h.String(), Reason: r.String(), Count: c, Meaning: Meaning(r)})
 			}
@@ -506,6 +521,17 @@ func (s *Snapshot) Reasons() []Reason {
 		return cmp.Or(cmp.Compare(s.order(a.Network), s.order(b.Network)), cmp.Compare(b.Packets, a.Packets),
 			cmp.Compare(a.Hook, b.Hook), cmp.Compare(a.Reason, b.Reason))
 	})
+	return out
+}
+
+// From are the strangers of one network; SourceUnion: those whose packets did not show their network.
+func (s *Snapshot) From(net fdb.NetID) []maps.Stranger {
+	out := []maps.Stranger{}
+	for _, e := range s.Strangers {
+		if e.Net == net {
+			out = append(out, e)
+		}
+	}
 	return out
 }
 
@@ -541,6 +567,7 @@ var meanings = map[string]string{
 	"port_kind":       "the port is served from the vxlan device",
 	"truncated":       "headers are not there: the kernel judges",
 	"not_ready":       "network or port is kept on the slow path: see `vxbpf status`",
+	"drop_stranger":   "DROPPED: its outer source may not send to the network (allowed_sources)",
 	"drop_broken":     "DROPPED: a helper failed after the packet was changed",
 	"src_static":      "the source MAC is static elsewhere: the kernel drops it or does not learn",
 	"nd":              "IPv6 neighbour discovery: the bridge may answer",

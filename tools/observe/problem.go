@@ -19,6 +19,9 @@ func (s *Snapshot) Problems() []string {
 		out = append(out, fmt.Sprintf("DEGRADED: %v", d))
 	}
 	for _, n := range s.State.Networks {
+		if n.Unchecked != "" && n.Unchecked != "allowed_sources: any" && n.Unchecked != s.State.Reason {
+			out = append(out, n.Name+": whoever reaches this host may send to it: "+n.Unchecked)
+		}
 		for _, p := range n.Ports {
 			if !p.Fast && p.Reason != n.Reason {
 				out = append(out, fmt.Sprintf("%s: port %s is on the slow path: %s", n.Name, p.Name, p.Reason))
