@@ -19,9 +19,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vxbpf/vxbpf/loader/config"
+	"github.com/vxbpf/vxbpf/loader/control"
 	"github.com/vxbpf/vxbpf/loader/kernel"
 	"github.com/vxbpf/vxbpf/loader/netfilter"
-	"github.com/vxbpf/vxbpf/loader/reconcile"
 	vxmaps "github.com/vxbpf/vxbpf/maps"
 	"github.com/vxbpf/vxbpf/maps/fdb"
 )
@@ -40,8 +40,26 @@ type Options struct {
 	// Once leaves the data path without a daemon: leases do not end.
 	Once bool
 	Log  *slog.Logger
-	// Ready is called when the data path is up, with a line for a person; nil for nobody.
+	// Ready is called when the data path is up, and after each reload, with a line for a person; nil for nobody.
 	Ready func(status string)
+	// Reloading is called when another config is taken up; Ready follows. Alive is called about once a second by the
+	// loop that follows the kernel: what watches over the daemon should hear of it. Nil for nobody.
+	Reloading, Alive func()
+	// Relog makes the logger that another config asks for. nil: the logger stays.
+	Relog func(config.Log) (*slog.Logger, error)
+	// Hangup asks to read the config file again. nil: never.
+	Hangup <-chan os.Signal
+	// Confirm rolls the load back unless a confirmation comes within that time. 0: it counts at once.
+	Confirm time.Duration
+	// Guard starts a process that outlives this one and calls Guard; needed with Confirm.
+	Guard func() error
+	// Unattended: a service manager starts us, not a person who has just decided so.
+	Unattended bool
+	// Version of the program, for whoever asks over the control socket.
+	Version string
+
+	// leave brings the data path up and leaves it as a daemon that ended would.
+	leave bool
 }
 
 func (o Options) runDir() string { return filepath.Join(o.RunRoot, o.Instance) }
@@ -83,29 +101,44 @@ func (o *Options) Check() error {
 // RunDir is where the instance keeps its state; PinDir where its maps are pinned.
 func (o Options) RunDir() string { return o.runDir() }
 
-// Daemon is one loaded instance.
+// Daemon is one loaded instance. Everything but its control socket runs in one
+// goroutine: first the caller's of Load and Run, then the loop in follow.
 type Daemon struct {
 	opt   Options
 	log   *slog.Logger
 	lock  *lock
 	h     *kernel.Handle
-	plan  *reconcile.Plan
+	cfg   *config.Config // what the host is to match
 	state State
 	dirty bool // the state file is behind
 	fresh bool // no state of an earlier run was there
 	bare  bool // no pins of an earlier run were there
 
+	window *window   // until when the config must be confirmed, nil if it need not be
+	calls  chan call // what others ask of the loop
+	stats  Stats
+	// unsettled: the last good config could not be put back after a reload that
+	// went wrong. The loop tries again.
+	unsettled bool
+	expired   time.Time // when an unconfirmed config was last tried to be rolled back
+
 	view *view
 	nets []*network
 	sys  sysctls
 
-	unchecked string // why outer sources are not checked although the config asks for it
-	// Below: nil or empty when no program is needed, or none can run.
-	features Features // of the kernel
-	dp       *datapath
-	at       attacher
-	vteps    *vteps
-	// What the maps and hooks hold as far as we know.
+	unchecked string   // why outer sources are not checked although the config asks for it
+	features  Features // of the kernel
+
+	*mirror
+}
+
+// mirror is a set of programs and maps, and what maps and hooks hold as far as
+// we know. Empty when no network runs on BPF.
+type mirror struct {
+	dp    *datapath
+	at    attacher
+	vteps *vteps
+
 	fdb      map[fdb.Key]placed
 	ports    map[uint32]vxmaps.Port
 	networks map[vxmaps.NetworkKey]vxmaps.Network
@@ -116,12 +149,31 @@ type Daemon struct {
 	barred   map[barredKey]bool      // VTEPs that may not send: said once
 	full     bool                    // the FDB map refused an entry: said once
 	pending  map[fdb.Key]bool        // entries to confirm
-	stats    Stats
 	captured map[ebpf.ProgramID]bool // programs of a capture that runs: they may stay in the place of ours
 	// captureStamp is the time of the last change of who captures, as far as we followed it.
 	captureStamp time.Time
 	removed      time.Duration // when a program last removed an entry, as far as we followed it
 	tooBig       time.Duration // when the underlay last said that a packet was too big, as far as we followed it
+}
+
+func newMirror() *mirror {
+	return &mirror{hooks: map[hook]bool{}, fdb: map[fdb.Key]placed{}, pending: map[fdb.Key]bool{},
+		ports: map[uint32]vxmaps.Port{}, networks: map[vxmaps.NetworkKey]vxmaps.Network{}}
+}
+
+// close forgets the file descriptors. The data path stays.
+func (m *mirror) close() error {
+	var errs []error
+	if m.at != nil {
+		errs = append(errs, m.at.close())
+	}
+	if m.watch != nil {
+		errs = append(errs, m.watch.close())
+	}
+	if m.dp != nil {
+		errs = append(errs, m.dp.close())
+	}
+	return errors.Join(errs...)
 }
 
 const (
@@ -162,8 +214,7 @@ func Load(ctx context.Context, cfg *config.Config, opt Options) (_ *Daemon, err 
 	if err := NetAdmin(); err != nil {
 		return nil, err
 	}
-	d := &Daemon{opt: opt, log: opt.Log, view: newView(), hooks: map[hook]bool{}, fdb: map[fdb.Key]placed{}, pending: map[fdb.Key]bool{},
-		ports: map[uint32]vxmaps.Port{}, networks: map[vxmaps.NetworkKey]vxmaps.Network{}}
+	d := &Daemon{opt: opt, log: opt.Log, view: newView(), calls: make(chan call), mirror: newMirror()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.abandon())
@@ -179,47 +230,31 @@ func Load(ctx context.Context, cfg *config.Config, opt Options) (_ *Daemon, err 
 	d.bare = errors.Is(statErr, os.ErrNotExist)
 	switch {
 	case err == nil:
-		d.state.Owned, d.state.Qdiscs = old.Owned, old.Qdiscs
+		d.state.Config = old.Config
+		d.state.Owned, d.state.Qdiscs, d.state.Networks = old.Owned, old.Qdiscs, old.Networks // networks: until the new ones stand
+		d.state.Repairs, d.state.RolledBack = old.Repairs, old.RolledBack
 	case !errors.Is(err, os.ErrNotExist):
 		return nil, err
 	}
 	if d.h, err = kernel.Open(); err != nil {
 		return nil, err
 	}
-	if d.plan, err = newPlan(d.h, cfg, d.state.Owned, opt); err != nil {
+	if d.state.NetNS, err = ownNetNS(); err != nil {
 		return nil, err
 	}
-
-	// The programs first: where they must load and do not, nothing has changed yet.
-	why, err := d.open(cfg)
-	if err != nil {
+	d.state.Version, d.state.Instance = StateVersion, opt.Instance
+	if cfg, err = d.judge(ctx, cfg); err != nil {
 		return nil, err
 	}
-	if err := d.number(cfg, why); err != nil {
-		return nil, err
-	}
-	d.state.Version, d.state.Instance, d.state.Config = StateVersion, opt.Instance, cfg.File
-	d.state.Since, d.state.Once, d.state.Reason = time.Now().UTC().Truncate(time.Second), opt.Once, why
-	d.state.Networks = []NetworkState{}
-	if old != nil {
-		d.state.Networks = old.Networks // until the new ones stand
-	}
-	if d.dp != nil {
-		d.state.Pins = d.dp.pins
-	}
-	for _, a := range d.plan.Actions {
-		if a.Verb != reconcile.Keep {
-			d.log.Info(a.String())
+	if opt.Confirm > 0 {
+		if err := d.openWindow(cfg, opt.Confirm); err != nil {
+			return nil, err
 		}
 	}
-	for _, n := range d.plan.Notices {
-		d.log.Warn(n)
-	}
-	d.state.Owned, err = reconcile.Apply(ctx, d.plan, host{d.h}, func(o reconcile.Owned) error {
-		d.state.Owned = o
-		return d.state.write(opt.runDir())
-	})
-	if err != nil {
+	if _, err := d.apply(ctx, cfg, opt.Recreate); err != nil {
+		if opt.Confirm > 0 {
+			err = errors.Join(err, d.closeWindow())
+		}
 		return nil, err
 	}
 	return d, nil
@@ -230,45 +265,38 @@ func Load(ctx context.Context, cfg *config.Config, opt Options) (_ *Daemon, err 
 func (d *Daemon) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	var sub *kernel.Subscription
-	var rules <-chan struct{}
-	if d.dp != nil {
-		var err error
-		// Before the first dump: what happens meanwhile is in the queue.
-		if sub, err = d.h.Subscribe(ctx, kernel.SubscribeOptions{}); err != nil {
-			return err
-		}
-		defer sub.Close()
-		if rules, err = netfilter.Watch(ctx); err != nil {
-			return err
-		}
-		if err := d.start(); err != nil {
-			return err
-		}
-	} else {
-		// An earlier run may have left programs: they would go on with maps that nobody keeps.
-		d.tell("take left-over programs off", d.takeOff())
-	}
-	d.publish()
-	if err := d.state.write(d.opt.runDir()); err != nil {
+	// Before the first dump: what happens meanwhile is in the queue.
+	sub, err := d.h.Subscribe(ctx, kernel.SubscribeOptions{})
+	if err != nil {
 		return err
 	}
-	if d.state.Reason != "" {
-		d.log.Warn("BPF is not in use, all networks run on kernel vxlan", "mode", config.Kernel, "err", d.state.Reason)
+	defer sub.Close()
+	rules, err := netfilter.Watch(ctx)
+	if err != nil {
+		return err
 	}
-	if d.opt.Ready != nil {
-		d.opt.Ready(d.summary())
+	if err := d.up(); err != nil {
+		return err
 	}
-	if d.opt.Once {
-		if d.dp != nil {
+	if err := d.settleOn(d.cfg); err != nil {
+		return err
+	}
+	if d.opt.Once || d.opt.leave {
+		d.ready()
+		if d.opt.Once && d.dp != nil {
 			return d.dp.maps.Control.SetLease(vxmaps.Forever)
 		}
 		return nil
 	}
-	if d.dp == nil {
-		<-ctx.Done()
-		return nil
+	socket, err := control.Listen(controlFile(d.opt.runDir()))
+	if err != nil {
+		return err
 	}
+	defer func() {
+		_ = socket.Close()
+		_ = os.Remove(controlFile(d.opt.runDir())) // whoever finds it would find nobody
+	}()
+	d.ready()
 	events := make(chan []kernel.Event)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
@@ -284,11 +312,44 @@ func (d *Daemon) Run(ctx context.Context) error {
 			}
 		}
 	})
+	g.Go(func() error { return control.Serve(ctx, socket, d.handlers(), d.log) })
 	g.Go(func() error { return d.follow(ctx, events, rules) })
 	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}
 	return nil
+}
+
+// up makes the data path that the networks ask for.
+func (d *Daemon) up() error {
+	if d.dp != nil {
+		return d.start()
+	}
+	// An earlier run may have left programs: they would go on with maps that nobody keeps.
+	d.tell("take left-over programs off", d.takeOff())
+	return nil
+}
+
+// settleOn writes down what is loaded, for status and for whoever comes after us.
+func (d *Daemon) settleOn(cfg *config.Config) error {
+	d.publish()
+	if err := writeActive(d.opt.runDir(), cfg); err != nil {
+		return err
+	}
+	if err := d.state.write(d.opt.runDir()); err != nil {
+		return err
+	}
+	d.dirty = false
+	if d.state.Reason != "" {
+		d.log.Warn("BPF is not in use, all networks run on kernel vxlan", "mode", config.Kernel, "err", d.state.Reason)
+	}
+	return nil
+}
+
+func (d *Daemon) ready() {
+	if d.opt.Ready != nil {
+		d.opt.Ready(d.summary())
+	}
 }
 
 // tell logs an error that the next round may well mend.
@@ -305,23 +366,15 @@ func (d *Daemon) abandon() error {
 		if d.bare {
 			errs = append(errs, removeTree(d.opt.pinDir()))
 		}
-		errs = append(errs, removeRunFiles(d.opt.runDir()))
+		// What was rolled back is remembered until somebody decides.
+		errs = append(errs, removeRunFiles(d.opt.runDir(), rejectedFile(d.opt.runDir())))
 	}
 	return errors.Join(append(errs, d.Close())...)
 }
 
 // Close gives back file descriptors and the lock. The data path stays.
 func (d *Daemon) Close() error {
-	var errs []error
-	if d.at != nil {
-		errs = append(errs, d.at.close())
-	}
-	if d.watch != nil {
-		errs = append(errs, d.watch.close())
-	}
-	if d.dp != nil {
-		errs = append(errs, d.dp.close())
-	}
+	errs := []error{d.mirror.close()}
 	if d.h != nil {
 		errs = append(errs, d.h.Close())
 	}

@@ -49,6 +49,8 @@ type datapath struct {
 	maps *maps.Set
 	dir  string // of the instance
 	pins string // of the maps
+	// before: pins of this layout were there, of an earlier run.
+	before bool
 }
 
 // openDatapath loads the programs, with the pinned maps of an earlier run where
@@ -98,7 +100,7 @@ func openDatapath(dir string, want sizes, has Features) (*datapath, error) {
 			m.Pinning = ebpf.PinByName
 		}
 	}
-	before := slices.Contains(layouts(dir), d.pins)
+	d.before = slices.Contains(layouts(dir), d.pins)
 	for _, p := range []string{d.pins, filepath.Join(dir, "links")} {
 		err := os.MkdirAll(p, 0o700)
 		for range 5 { // another instance that unloads takes empty directories away under us
@@ -114,7 +116,7 @@ func openDatapath(dir string, want sizes, has Features) (*datapath, error) {
 	err = spec.LoadAndAssign(&d.objs, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: d.pins}})
 	if err != nil {
 		err = fmt.Errorf("load BPF programs: %w", err)
-		if !before {
+		if !d.before {
 			// What was pinned on the way and never filled must not look like a data path.
 			err = errors.Join(err, removeTree(d.pins))
 		}

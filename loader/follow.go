@@ -15,10 +15,11 @@ import (
 
 func (d *Daemon) renew() error { return d.dp.maps.Control.SetLease(vxmaps.Now() + leaseTime) }
 
-// follow is the mirror's loop.
+// follow is the loop that owns everything: it takes the kernel's events, what is
+// asked over the control socket, and the time.
 func (d *Daemon) follow(ctx context.Context, events <-chan []kernel.Event, rules <-chan struct{}) error {
-	lease := time.NewTicker(leaseRenew)
-	defer lease.Stop()
+	tick := time.NewTicker(leaseRenew)
+	defer tick.Stop()
 	full := time.NewTicker(resyncEvery)
 	defer full.Stop()
 	soon := make(<-chan time.Time) // a dump that was asked for, after a pause
@@ -36,6 +37,11 @@ func (d *Daemon) follow(ctx context.Context, events <-chan []kernel.Event, rules
 			if again, err = d.handle(batch); err != nil {
 				return err
 			}
+		case c := <-d.calls:
+			c.do(ctx)
+			close(c.done)
+		case <-d.opt.Hangup:
+			d.reread(ctx)
 		case _, ok := <-rules:
 			if !ok {
 				rules = nil // until the next resync looks
@@ -44,28 +50,30 @@ func (d *Daemon) follow(ctx context.Context, events <-chan []kernel.Event, rules
 			}
 		case <-look:
 			look = nil
+			if d.dp == nil {
+				break
+			}
 			d.readRules(d.view)
 			if err := d.sync(); err != nil {
 				return err
 			}
-		case <-lease.C:
-			if err := d.renew(); err != nil {
-				return err
+		case <-tick.C:
+			d.alive()
+			if d.window != nil && d.window.left() <= 0 && time.Since(d.expired) > expireAgain {
+				if err := d.expire(ctx); err != nil {
+					return err
+				}
 			}
-			d.tell("probe neighbours", d.vteps.keepAlive(d.view))
-			if err := d.followPathMTU(); err != nil {
-				return err
-			}
-			if err := d.mend(); err != nil {
-				return err
-			}
-			if err := d.followCapture(); err != nil {
+			if err := d.vouch(); err != nil {
 				return err
 			}
 		case <-full.C:
 			// Path MTUs are learnt without an event, and entries that a program
 			// removed may be right after all.
 			again = true
+			if d.unsettled {
+				d.tell("put the last good config back", d.goBack(ctx, d.cfg, d.mirror))
+			}
 		case <-ripe:
 			waiting = false
 			if err := d.confirm(); err != nil {
@@ -73,6 +81,9 @@ func (d *Daemon) follow(ctx context.Context, events <-chan []kernel.Event, rules
 			}
 		case <-soon:
 			pending = false
+			if d.dp == nil {
+				break
+			}
 			if err := d.resync(); err != nil {
 				return err
 			}
@@ -100,6 +111,24 @@ func (d *Daemon) followCapture() error {
 	}
 	d.captured, d.captureStamp = now, stamp
 	return nil
+}
+
+// vouch is what the daemon owes the programs each second.
+func (d *Daemon) vouch() error {
+	if d.dp == nil {
+		return nil
+	}
+	if err := d.renew(); err != nil {
+		return err
+	}
+	d.tell("probe neighbours", d.vteps.keepAlive(d.view))
+	if err := d.followPathMTU(); err != nil {
+		return err
+	}
+	if err := d.mend(); err != nil {
+		return err
+	}
+	return d.followCapture()
 }
 
 // followPathMTU asks for the routes again when the underlay said that a packet
@@ -138,6 +167,9 @@ func (d *Daemon) readRules(v *view) {
 // handle takes a batch of events into the view, then brings the maps in line.
 // again asks for a full dump.
 func (d *Daemon) handle(batch []kernel.Event) (again bool, err error) {
+	if d.dp == nil {
+		return false, nil
+	}
 	links, paths := false, false
 	macs := map[*network]map[fdb.MAC]bool{}
 	touch := func(e kernel.FDBEntry) {

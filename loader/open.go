@@ -14,13 +14,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vxbpf/vxbpf/loader/config"
+	"github.com/vxbpf/vxbpf/loader/reconcile"
 	vxmaps "github.com/vxbpf/vxbpf/maps"
 	"github.com/vxbpf/vxbpf/maps/fdb"
 )
 
-// open loads the programs if any network wants them. why is the reason for
-// running without although some network would have liked to.
-func (d *Daemon) open(cfg *config.Config) (why string, err error) {
+// open returns programs and maps for the networks of cfg that want them: those
+// at work, where they do, else new ones. why is the reason for having none
+// although some network would have liked to.
+func (d *Daemon) open(cfg *config.Config) (_ *mirror, why string, err error) {
 	wanted, guarded, forced := 0, 0, false
 	for i := range cfg.Networks {
 		if !cfg.Networks[i].Sources.Any {
@@ -32,34 +34,34 @@ func (d *Daemon) open(cfg *config.Config) (why string, err error) {
 		forced = forced || cfg.Networks[i].Datapath == config.TC
 	}
 	if wanted == 0 && guarded == 0 {
-		return "", nil
+		return newMirror(), "", nil
 	}
-	d.features = Probe()
+	if d.dp != nil && len(cfg.Networks) < int(d.dp.maps.Counters.Networks())-1 {
+		return d.mirror, "", nil
+	}
+	m := newMirror()
+	d.features, d.unchecked = Probe(), ""
 	if err = d.features.FastPath(); err == nil {
-		d.dp, err = openDatapath(d.opt.pinDir(), sizesFor(len(cfg.Networks)), d.features)
+		m.dp, err = openDatapath(d.opt.pinDir(), sizesFor(len(cfg.Networks)), d.features)
 	}
 	if err == nil {
-		d.at, err = d.newAttacher()
+		m.at, err = d.newAttacher()
 	}
 	if err == nil {
-		return "", nil
+		return m, "", nil
 	}
 	if forced {
-		return "", fmt.Errorf("datapath tc: %w (datapath auto would fall back to kernel vxlan)", err)
+		err = fmt.Errorf("datapath tc: %w (datapath auto would fall back to kernel vxlan)", err)
 	}
-	if !cannotRun(err) && wanted > 0 {
-		return "", err
-	}
-	if d.dp != nil {
-		err = errors.Join(err, d.dp.close())
-		d.dp = nil
+	if forced || !cannotRun(err) && wanted > 0 {
+		return nil, "", errors.Join(err, m.close())
 	}
 	d.unchecked = oneLine(err)
 	if wanted == 0 {
 		d.log.Warn("outer sources are not checked: whoever reaches this host may send to its networks", "err", d.unchecked)
-		return "", nil
+		return newMirror(), "", m.close()
 	}
-	return oneLine(err), nil
+	return newMirror(), oneLine(err), m.close()
 }
 
 // cannotRun: this host does not let BPF run, as opposed to something being wrong with it.
@@ -115,7 +117,7 @@ func (d *Daemon) newClsact() (*clsact, error) {
 }
 
 // number gives each network its place in the maps: the one it has there already, or a free one.
-func (d *Daemon) number(cfg *config.Config, why string) error {
+func (d *Daemon) number(plan *reconcile.Plan, why string) error {
 	taken := map[fdb.NetID]bool{}
 	ids := map[vxmaps.NetworkKey]fdb.NetID{}
 	if d.dp != nil {
@@ -130,9 +132,14 @@ func (d *Daemon) number(cfg *config.Config, why string) error {
 		}
 	}
 	next := fdb.NetID(1)
-	for i := range d.plan.Resolved {
-		r := &d.plan.Resolved[i]
-		n := &network{cfg: *r.Config, local: r.Local}
+	told := map[string]string{}
+	for _, n := range d.nets {
+		told[n.cfg.Name] = n.told
+	}
+	d.nets = nil
+	for i := range plan.Resolved {
+		r := &plan.Resolved[i]
+		n := &network{cfg: *r.Config, local: r.Local, told: told[r.Config.Name]}
 		n.cfg.Underlay.Device = r.Device.Name
 		d.nets = append(d.nets, n)
 		switch {

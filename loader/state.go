@@ -4,7 +4,6 @@ package loader
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -38,6 +37,11 @@ type State struct {
 	Qdiscs   []int           `json:"qdiscs"` // ifindexes whose clsact qdisc we made
 	Networks []NetworkState  `json:"networks"`
 	Owned    reconcile.Owned `json:"owned"`
+	// NetNS is the inode of the network namespace; 0 in the state of an older version.
+	NetNS uint64 `json:"netns,omitempty"`
+	// RolledBack says that the config before this one came back by itself.
+	RolledBack *RolledBack `json:"rolled_back,omitempty"`
+	Repairs    Repairs     `json:"repairs"`
 }
 
 // NetworkState is one network of a State.
@@ -125,21 +129,9 @@ func ReadState(run string) (*State, error) {
 
 // write puts the state down in one step: aside, then renamed.
 func (s *State) write(run string) error {
-	b, err := json.MarshalIndent(s, "", "  ")
+	b, err := json.Marshal(s)
 	if err != nil {
 		return fmt.Errorf("write state: %w", err)
 	}
-	tmp := stateFile(run) + ".new"
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
-	if err != nil {
-		return fmt.Errorf("write state: %w", err)
-	}
-	_, err = f.Write(append(b, '\n'))
-	if err := errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("write state: %w", err)
-	}
-	if err := os.Rename(tmp, stateFile(run)); err != nil {
-		return fmt.Errorf("write state: %w", err)
-	}
-	return nil
+	return writeFile(stateFile(run), append(b, '\n'), 0o644)
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -74,6 +75,11 @@ func Unload(ctx context.Context, opt Options, u UnloadOptions) (*reconcile.Plan,
 
 	st.Qdiscs = append(st.Qdiscs, inherited(opt.runDir())...)
 	d := &Daemon{opt: opt, log: opt.Log, h: h, state: *st}
+	return d.teardown(ctx, u.KeepLinks)
+}
+
+// teardown takes the programs off, then removes what is ours and puts back what we changed.
+func (d *Daemon) teardown(ctx context.Context, keepLinks bool) (*reconcile.Plan, error) {
 	// The programs first: without them the kernel carries everything, links or not.
 	if err := d.takeOff(); err != nil {
 		return nil, err
@@ -81,19 +87,15 @@ func Unload(ctx context.Context, opt Options, u UnloadOptions) (*reconcile.Plan,
 	if err := d.bequeath(); err != nil {
 		return nil, err
 	}
-	snap, err := Snapshot(h)
+	snap, err := Snapshot(d.h)
 	if err != nil {
 		return nil, err
 	}
-	plan := reconcile.Unload(st.Owned, snap, reconcile.UnloadOptions{KeepLinks: u.KeepLinks})
-	_, err = reconcile.Apply(ctx, plan, host{h}, func(o reconcile.Owned) error {
-		d.state.Owned = o
-		return d.state.write(opt.runDir())
-	})
-	if err != nil {
+	plan := reconcile.Unload(d.state.Owned, snap, reconcile.UnloadOptions{KeepLinks: keepLinks})
+	if d.state.Owned, err = reconcile.Apply(ctx, plan, host{d.h}, d.journal); err != nil {
 		return nil, err
 	}
-	return plan, removeRunFiles(opt.runDir())
+	return plan, removeRunFiles(d.opt.runDir())
 }
 
 // takeOff detaches every program of the instance, however attached, and removes its pins.
@@ -153,7 +155,9 @@ func inherited(run string) (out []int) {
 }
 
 // stopHolder ends the daemon that holds the instance, if there is one, and waits for it.
-func stopHolder(ctx context.Context, run string) error {
+func stopHolder(ctx context.Context, run string) error { return endHolder(ctx, run, unix.SIGTERM) }
+
+func endHolder(ctx context.Context, run string, signal unix.Signal) error {
 	pid, err := Holder(run)
 	if err != nil || pid == 0 {
 		return err
@@ -170,7 +174,7 @@ func stopHolder(ctx context.Context, run string) error {
 	if still, err := Holder(run); err != nil || still != pid {
 		return err
 	}
-	if err := unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+	if err := unix.PidfdSendSignal(fd, signal, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("stop daemon %d: %w", pid, err)
 	}
 	deadline := time.Now().Add(stopTimeout)
@@ -184,19 +188,27 @@ func stopHolder(ctx context.Context, run string) error {
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case time.Now().After(deadline):
-			return fmt.Errorf("stop daemon %d: still running %v after SIGTERM; end it with `kill -9 %d`, then unload again", pid, stopTimeout, pid)
+			return fmt.Errorf("stop daemon %d: still running %v after the signal; end it with `kill -9 %d`, then try again", pid, stopTimeout, pid)
 		}
 	}
 }
 
-// removeRunFiles removes what we keep in the run directory, and the directory if that leaves it empty.
-func removeRunFiles(run string) error {
+// removeRunFiles removes what we keep in the run directory, but for some files, and the directory if that leaves it empty.
+func removeRunFiles(run string, but ...string) error {
 	var errs []error
-	files := []string{stateFile(run), stateFile(run) + ".new", lockFile(run), captureFile(run)}
+	// The lock last: while it is there, others wait for it.
+	files := []string{}
+	for _, f := range []string{controlFile(run), activeFile(run), windowFile(run), rejectedFile(run), captureFile(run), stateFile(run)} {
+		files = append(files, f, f+".new")
+	}
+	files = append(files, lockFile(run))
 	for _, i := range inherited(run) {
 		files = append(files, inheritance(run, strconv.Itoa(i)))
 	}
 	for _, f := range files {
+		if slices.Contains(but, f) {
+			continue
+		}
 		if err := os.Remove(f); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("remove run file: %w", err))
 		}

@@ -175,6 +175,13 @@ func (t *vteps) update(i uint32, v *view) error {
 	return t.m.Put(i, val)
 }
 
+// capMTU follows the configured underlay MTU, 0 for none; updateAll comes after it.
+func (t *vteps) capMTU(mtu int) {
+	for _, e := range t.byIdx {
+		e.mtuCap = mtu
+	}
+}
+
 // updateAll follows a change of routes, links or addresses.
 func (t *vteps) updateAll(v *view) error {
 	var errs []error

@@ -26,6 +26,7 @@ const (
 	exitError    = 1
 	exitUsage    = 2 // usage or config
 	exitDegraded = 3 // running, on the kernel fallback
+	exitDrift    = 4 // verify found differences
 )
 
 func main() {
@@ -105,7 +106,8 @@ func (a *app) root() *cobra.Command {
 
 Bridges, containers and the kernel's FDB stay what they are: the fast path only repeats what the kernel has decided.
 
-Exit codes: 0 ok, 1 error, 2 usage or config, 3 running degraded: a network that was to run on BPF is on the kernel path.`,
+Exit codes: 0 ok, 1 error, 2 usage or config, 3 running degraded: a network that was to run on BPF is on the kernel path,
+4 verify found differences.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
@@ -133,7 +135,7 @@ Exit codes: 0 ok, 1 error, 2 usage or config, 3 running degraded: a network that
 		}
 		return nil
 	}
-	root.AddCommand(a.load(), a.unload(), a.status(), a.show(), a.validate(), a.lab(), a.bench(), a.version())
+	root.AddCommand(a.load(), a.confirm(), a.guard(), a.unload(), a.status(), a.show(), a.validate(), a.lab(), a.bench(), a.version())
 	root.AddCommand(a.importCommand(), a.exportCommand())
 	root.AddCommand(a.metrics())
 	root.AddCommand(a.capture())

@@ -27,18 +27,22 @@ import (
 const statusVersion = 1
 
 type statusDoc struct {
-	Version  int             `json:"version"`
-	Instance string          `json:"instance"`
-	Config   string          `json:"config"`
-	Since    time.Time       `json:"since"`
-	Daemon   int             `json:"daemon_pid"` // 0: none
-	Once     bool            `json:"once"`
-	Attach   string          `json:"attach"`
-	Degraded bool            `json:"degraded"`
-	Reason   string          `json:"reason,omitempty"`
-	Problems []string        `json:"problems"`
-	Networks []networkStatus `json:"networks"`
-	VTEPs    []observe.VTEP  `json:"vteps"`
+	Version  int       `json:"version"`
+	Instance string    `json:"instance"`
+	Config   string    `json:"config"`
+	Since    time.Time `json:"since"`
+	Daemon   int       `json:"daemon_pid"` // 0: none
+	Once     bool      `json:"once"`
+	Attach   string    `json:"attach"`
+	Degraded bool      `json:"degraded"`
+	Reason   string    `json:"reason,omitempty"`
+	Problems []string  `json:"problems"`
+	// Unconfirmed is until when `vxbpf confirm` must come, or the config before does.
+	Unconfirmed *time.Time         `json:"unconfirmed_until,omitempty"`
+	RolledBack  *loader.RolledBack `json:"rolled_back,omitempty"`
+	Repairs     loader.Repairs     `json:"repairs"`
+	Networks    []networkStatus    `json:"networks"`
+	VTEPs       []observe.VTEP     `json:"vteps"`
 	// Unclear are strangers whose packets did not show their network: cut before the VNI, or with too many headers.
 	Unclear []maps.Stranger `json:"unclear"`
 	FDB     fill            `json:"fdb"`
@@ -132,7 +136,20 @@ func (a *app) readStatus(ctx context.Context, over time.Duration) (*statusDoc, e
 	if err != nil {
 		return nil, err
 	}
-	return newStatus(s, r), nil
+	doc := newStatus(s, r)
+	doc.RolledBack, doc.Repairs = s.State.RolledBack, s.State.Repairs
+	if b := doc.RolledBack; b != nil {
+		doc.Problems = append([]string{"ROLLED BACK: " + b.Why + " (" + b.When.Format(time.RFC3339) + ")"}, doc.Problems...)
+	}
+	until, err := loader.Unconfirmed(a.opt)
+	if err != nil {
+		return nil, err
+	}
+	if !until.IsZero() {
+		doc.Unconfirmed = &until
+		doc.Problems = append([]string{"NOT CONFIRMED: the config before comes back at " + until.Format(time.RFC3339) + " unless `vxbpf confirm` comes"}, doc.Problems...)
+	}
+	return doc, nil
 }
 
 func newStatus(s *observe.Snapshot, r *observe.Rates) *statusDoc {

@@ -6,6 +6,7 @@
 package config
 
 import (
+	"bytes"
 	"fmt"
 	"net/netip"
 	"time"
@@ -36,6 +37,14 @@ type Config struct {
 	File string
 
 	src *source // nil in a Config built by hand
+}
+
+// Text is the file's content as it was read, nil in a Config built by hand.
+func (c *Config) Text() []byte {
+	if c.src == nil {
+		return nil
+	}
+	return bytes.Clone(c.src.bytes)
 }
 
 // Network returns the network of that name, nil if there is none.

@@ -78,6 +78,7 @@ type Plan struct {
 	// Resolved has an element for each network of the config.
 	Resolved []ResolvedNetwork
 
+	other  bool // an action of Add
 	steps  []step
 	snap   Snapshot
 	before Owned // as the caller gave it
@@ -85,7 +86,14 @@ type Plan struct {
 }
 
 // Changes reports whether the plan does anything to the host.
-func (p *Plan) Changes() bool { return len(p.steps) > 0 }
+func (p *Plan) Changes() bool { return len(p.steps) > 0 || p.other }
+
+// Add puts an action on the list that is for the caller to carry out: a change
+// of a network that is none of its links.
+func (p *Plan) Add(a Action) {
+	p.Actions = append(p.Actions, a)
+	p.other = true
+}
 
 // String has one line for each action and each notice.
 func (p *Plan) String() string {

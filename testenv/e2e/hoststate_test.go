@@ -164,7 +164,9 @@ func (w *world) state(host string) hostState {
 			if errors.Is(err, fs.ErrNotExist) {
 				return nil
 			}
-			s = append(s, "file "+path)
+			if filepath.Base(path) != "control.sock" { // there while a daemon lives
+				s = append(s, "file "+path)
+			}
 			return err
 		})
 		if err != nil {

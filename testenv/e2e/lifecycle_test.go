@@ -446,6 +446,11 @@ func TestLoadAgain(t *testing.T) {
 	defer cancel()
 	bounded := &world{Lab: w.Lab, t: t, ctx: ctx, bin: w.bin}
 	for _, args := range [][]string{{"load"}, {"load", "--once"}, {"load", "--attach", "clsact"}} {
+		if len(args) == 1 {
+			t.Setenv("NOTIFY_SOCKET", "/nowhere") // a service manager's start, which is to be the daemon itself
+		} else if err := os.Unsetenv("NOTIFY_SOCKET"); err != nil {
+			t.Fatal(err)
+		}
 		_, errOut, code := bounded.vxbpf("h1", append(args, w.config("h1", "mgmt\n", "other\n"))...)
 		if code != 1 || !strings.Contains(errOut, fmt.Sprintf("process %d ", d.Pid)) || !strings.Contains(errOut, "vxbpf unload") {
 			t.Errorf("second %v: exit %d, want 1 and pid %d\n%s", args, code, d.Pid, errOut)
@@ -501,8 +506,8 @@ func TestLoadAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	for bad, message := range map[string]string{
-		strings.Replace(string(state), `"version": 1`, `"version": 99`, 1): "version 99",
-		string(state[:len(state)/2]):                                       "state.json",
+		strings.Replace(string(state), `"version":1`, `"version":99`, 1): "version 99",
+		string(state[:len(state)/2]):                                     "state.json",
 	} {
 		if err := os.WriteFile(file, []byte(bad), 0o644); err != nil {
 			t.Fatal(err)
