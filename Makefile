@@ -14,10 +14,10 @@ GOLANGCI := bin/golangci-lint-$(GOLANGCI_VERSION)
 
 # Debian and Ubuntu packages: what tests run, and what generate and lint add to that.
 TEST_PACKAGES := iproute2 iptables nftables tcpdump tshark
-KERNEL_TEST_PACKAGES := qemu-system-x86 busybox-static cpio xz-utils ebtables debian-archive-keyring $(TEST_PACKAGES)
+KERNEL_TEST_PACKAGES := qemu-system-x86 busybox-static cpio xz-utils ebtables wireguard-tools debian-archive-keyring $(TEST_PACKAGES)
 DEV_PACKAGES := clang-19 llvm-19 clang-format-19 shellcheck
 TEST_COMMANDS := ip bridge iptables-legacy iptables-nft nft tcpdump tshark
-KERNEL_TEST_COMMANDS := qemu-system-x86_64 busybox cpio xz ebtables-legacy apt-get dpkg $(TEST_COMMANDS)
+KERNEL_TEST_COMMANDS := qemu-system-x86_64 busybox cpio xz ebtables-legacy wg apt-get dpkg $(TEST_COMMANDS)
 DEV_COMMANDS := clang-19 llvm-strip-19 clang-format-19 shellcheck
 
 # git refuses a checkout of another user's; `go build` would stop at that. The version is then "devel".
@@ -32,7 +32,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo build install test test-race test-diff test-kernels bench generate check-generate lint deps clean need-go need-root need-test need-test-kernels need-dev
+.PHONY: help demo build install test test-race test-diff test-kernels test-kernels-short bench generate check-generate lint deps clean need-go need-root need-test need-test-kernels need-dev
 
 # $(call have,commands,what for): stop with the way out when one is missing.
 define have
@@ -74,6 +74,11 @@ KERNELS ?= 5.10 6.1 6.12 7.3
 RUN ?=
 test-kernels: need-root need-test-kernels need-go ## Run the tests on Debian's 5.10, 6.1, 6.12 and 7.3 in virtual machines (root, amd64)
 	$(GO) run ./testenv/vm -kernels '$(KERNELS)' -run '$(RUN)' $(KERNEL_TEST_ARGS)
+
+# What differs from kernel to kernel, for CI: how programs load and attach, the fast path's share, what only these kernels have.
+SHORT_RUN := ^(TestTries|TestPrograms|TestPacketState|TestConstants|TestInteropPair|TestFallback|TestLeftOverFilters|TestFastShare|TestUnderlays|TestNetem)$$
+test-kernels-short: need-root need-test-kernels need-go ## A part of that on 6.1 and 6.12 only (root, amd64)
+	$(GO) run ./testenv/vm -kernels '6.1 6.12' -run '$(SHORT_RUN)' testenv/need bpf testenv/e2e
 
 bench: need-root build ## Compare vxbpf with kernel VXLAN and no overlay on this machine (root, under 20 minutes; BENCH=--quick: 2)
 	./vxbpf bench $(BENCH)

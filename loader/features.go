@@ -11,7 +11,6 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/rlimit"
-	"golang.org/x/sys/unix"
 
 	"github.com/vxbpf/vxbpf/loader/probe"
 )
@@ -33,6 +32,7 @@ type Feature struct {
 	Error string `json:"error,omitempty"`
 
 	try func() error
+	err error
 }
 
 // Names of features that decide something.
@@ -90,7 +90,7 @@ func Probe() Features {
 		f := &all[i]
 		err := f.try()
 		if f.Have = err == nil; !f.Have {
-			f.Error = oneLine(err)
+			f.err, f.Error = err, oneLine(err)
 			f.Unknown = !errors.Is(err, ebpf.ErrNotSupported)
 		}
 	}
@@ -117,14 +117,17 @@ func (fs Features) Attach() string {
 }
 
 // FastPath is nil where the fast path can run, and says why where it cannot:
-// an error that wraps ebpf.ErrNotSupported, or EPERM where it could not even be tried.
+// an error that wraps ebpf.ErrNotSupported, or what kept a feature from being tried.
 func (fs Features) FastPath() error {
-	var lacks, unknown []string
+	var lacks []string
+	var unknown error
 	for _, f := range fs {
 		switch {
 		case !f.Required || f.Have:
 		case f.Unknown:
-			unknown = append(unknown, f.Name+": "+f.Error)
+			if unknown == nil {
+				unknown = fmt.Errorf("try what kernel %s can do: %s: %w", probe.Release(), f.Name, f.err)
+			}
 		default:
 			lacks = append(lacks, fmt.Sprintf("%s (%s)", f.Name, f.Kernel))
 		}
@@ -132,8 +135,8 @@ func (fs Features) FastPath() error {
 	if len(lacks) > 0 {
 		return fmt.Errorf("kernel %s lacks %s: %w", probe.Release(), strings.Join(lacks, ", "), ebpf.ErrNotSupported)
 	}
-	if len(unknown) > 0 {
-		return fmt.Errorf("try what kernel %s can do: %s: %w", probe.Release(), unknown[0], unix.EPERM)
+	if unknown != nil {
+		return unknown
 	}
 	// A clsact qdisc that could not be tried (no right to make a namespace for it) may well be there.
 	if c := fs.get(featureClsact); !fs.Have(featureTCX) && !c.Have && !c.Unknown {

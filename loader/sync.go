@@ -84,7 +84,7 @@ func (d *Daemon) sync() error {
 		wantPorts[uint32(n.link.Index)] = port
 		wantHooks[hook{"vx_tc_deliver", n.link.Index, false}] = n.link.Name
 		wantHooks[hook{"vx_tc_moved", n.link.Index, true}] = n.link.Name
-		if dev, ok := d.view.linkByName(n.cfg.Underlay.Device); ok {
+		if dev, ok := d.view.linkByName(n.cfg.Underlay.Device); ok && !dev.MAC.IsZero() {
 			wantHooks[hook{"vx_tc_decap", dev.Index, false}] = dev.Name
 			delete(wantHooks, hook{"vx_tc_guard", dev.Index, false}) // the other looks at all networks
 		}

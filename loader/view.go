@@ -183,6 +183,10 @@ func (n *network) resolve(v *view) {
 		}
 	}
 	// Encapsulation goes around the vxlan device's egress, decapsulation around its ingress and what follows us at the underlay's.
+	// WireGuard and other tunnels: nothing that a template could start with, and nothing that vx_tc_decap could read.
+	if dev, ok := v.linkByName(n.cfg.Underlay.Device); ok && n.off == "" && dev.MAC.IsZero() {
+		n.off = dev.Name + " has no Ethernet header"
+	}
 	if n.off == "" {
 		if f := v.tc[l.Index]; f != (foreign{}) {
 			n.off = l.Name + " carries another " + cmp.Or(f.ingress, f.egress)

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"github.com/cilium/ebpf/rlimit"
 	"maps"
 	"net/netip"
 	"os"
@@ -72,6 +73,10 @@ func load(t *testing.T) *Set {
 	}
 	spec.Maps["vx_fdb"].MaxEntries = 2
 	var m bpf.Maps
+	// Before 5.11 maps count against RLIMIT_MEMLOCK.
+	if err := rlimit.RemoveMemlock(); err != nil {
+		t.Fatal(err)
+	}
 	if err := spec.LoadAndAssign(&m, nil); err != nil {
 		t.Fatal(err)
 	}

@@ -51,7 +51,7 @@ var (
 	// XDPFrags is XDP programs for packets in several pieces.
 	XDPFrags = Feature{Name: "XDP frags", Since: "5.18", try: func() error { return probe.XDP(true) }}
 
-	Bond      = Feature{Name: "bonding", Since: "5.10", try: link(&netlink.Bond{LinkAttrs: named("try0")})}
+	Bond      = Feature{Name: "bonding", Since: "5.10", try: link(netlink.NewLinkBond(named("try0")))}
 	Dummy     = Feature{Name: "dummy device", Since: "5.10", try: link(&netlink.Dummy{LinkAttrs: named("try0")})}
 	Geneve    = Feature{Name: "geneve device", Since: "5.10", try: link(&netlink.Geneve{LinkAttrs: named("try0"), ID: 1, Remote: []byte{127, 0, 0, 1}})}
 	Macvlan   = Feature{Name: "macvlan device", Since: "5.10", try: on(func(lo int) netlink.Link { return &netlink.Macvlan{LinkAttrs: below("try0", lo)} })}

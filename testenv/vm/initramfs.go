@@ -17,8 +17,8 @@ import (
 )
 
 // tools are the commands that tests run, taken from this machine with the
-// libraries that they are linked to.
-var tools = []string{"ip", "bridge", "tc", "nft", "iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy", "ebtables-legacy", "ebtables-nft"}
+// libraries that they are linked to. sh, because busybox's takes its own ip for ip.
+var tools = []string{"sh", "ip", "bridge", "tc", "nft", "iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy", "ebtables-legacy", "ebtables-nft", "wg"}
 
 // The file system of the guest. Everything is in memory.
 const (
@@ -76,7 +76,7 @@ func (s staging) tool(ctx context.Context, name string) error {
 		return err
 	}
 	// iptables-legacy is a name of xtables-legacy-multi, which looks at the name.
-	if err := s.copy(path, filepath.Join("/sbin", name)); err != nil {
+	if err := s.copy(path, filepath.Join("/bin", name)); err != nil {
 		return err
 	}
 	return s.libraries(ctx, path)
@@ -153,6 +153,14 @@ func userland(ctx context.Context, s staging, root, self string, packages []stri
 		}
 		if err := os.Symlink("/bin/busybox", s.path("/bin/"+a)); err != nil {
 			return err
+		}
+	}
+	// What names protocols for ebtables and iptables.
+	for _, f := range []string{"/etc/ethertypes", "/etc/protocols", "/etc/services"} {
+		if exists(f) {
+			if err := s.copy(f, f); err != nil {
+				return err
+			}
 		}
 	}
 	// The kernel starts this one when it misses a module.

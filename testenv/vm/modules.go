@@ -17,7 +17,7 @@ import (
 
 // Loaded before anything runs. The rest is loaded when the kernel asks for it,
 // as on a real host.
-var early = []string{"virtio_pci", "virtio_net", "bridge", "vxlan", "veth", "br_netfilter"}
+var early = []string{"virtio_pci", "virtio_net", "bridge", "vxlan", "veth", "br_netfilter", "ip_tables", "ip6_tables"}
 
 // wanted is what the tests may make the kernel ask for, without dependencies.
 var wanted = append([]string{
@@ -32,7 +32,7 @@ var wanted = append([]string{
 	"nf_conntrack", "nf_conntrack_bridge", "nf_log_ipv4", "nf_log_ipv6", "nf_log_syslog", "nf_tables", "nf_reject_ipv4", "nf_reject_ipv6",
 	"nft_chain_nat", "nft_compat", "nft_counter", "nft_ct", "nft_fib", "nft_fib_inet", "nft_hash", "nft_limit", "nft_log", "nft_masq", "nft_meta_bridge",
 	"nft_nat", "nft_quota", "nft_reject", "nft_reject_bridge", "nft_reject_inet", "nft_reject_ipv4", "nft_reject_ipv6", "nft_dup_netdev", "nft_fwd_netdev",
-	"xt_LOG", "xt_NFLOG", "xt_addrtype", "xt_comment", "xt_conntrack", "xt_length", "xt_limit", "xt_mark", "xt_multiport", "xt_physdev", "xt_set", "xt_state", "xt_tcpmss", "xt_tcpudp", "xt_u32", "xt_TCPMSS",
+	"xt_CT", "xt_LOG", "xt_NFLOG", "xt_addrtype", "xt_comment", "xt_conntrack", "xt_length", "xt_limit", "xt_mark", "xt_multiport", "xt_physdev", "xt_set", "xt_state", "xt_tcpmss", "xt_tcpudp", "xt_u32", "xt_TCPMSS",
 	// diagnosis
 	"inet_diag", "tcp_diag", "udp_diag", "af_packet_diag", "netlink_diag", "unix_diag", "nfnetlink_log",
 	// encryption for wireguard
