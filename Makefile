@@ -13,10 +13,10 @@ GOLANGCI_VERSION := v2.15.0
 GOLANGCI := bin/golangci-lint-$(GOLANGCI_VERSION)
 
 # Debian and Ubuntu packages: what tests run, and what generate and lint add to that.
-TEST_PACKAGES := iproute2 iptables nftables tcpdump tshark
+TEST_PACKAGES := iproute2 iptables nftables tcpdump tshark lxc lxc-templates busybox-static
 KERNEL_TEST_PACKAGES := qemu-system-x86 busybox-static cpio xz-utils ebtables wireguard-tools debian-archive-keyring $(TEST_PACKAGES)
 DEV_PACKAGES := clang-19 llvm-19 clang-format-19 shellcheck
-TEST_COMMANDS := ip bridge iptables-legacy iptables-nft nft tcpdump tshark
+TEST_COMMANDS := ip bridge iptables-legacy iptables-nft nft tcpdump tshark lxc-start
 KERNEL_TEST_COMMANDS := qemu-system-x86_64 busybox cpio xz ebtables-legacy wg apt-get dpkg $(TEST_COMMANDS)
 DEV_COMMANDS := clang-19 llvm-strip-19 clang-format-19 shellcheck
 
@@ -32,7 +32,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo build install test test-race test-diff test-kernels test-kernels-short bench generate check-generate lint deps clean need-go need-root need-test need-test-kernels need-dev
+.PHONY: help demo build install test test-race test-diff test-kernels test-kernels-short bench generate check-generate lint deps clean need-go need-root need-test need-test-kernels need-dev debs package
 
 # $(call have,commands,what for): stop with the way out when one is missing.
 define have
@@ -97,6 +97,31 @@ check-generate: need-go need-dev ## Fail if the committed objects are not what t
 	done && \
 	echo "bpf/*_bpfel.go and bpf/*_bpfel.o are up to date"
 
+# Packages that tests install on machines of their own (copies in namespaces), never on this one.
+DEBS := ifupdown bridge-utils
+debs: ## Fetch the packages that tests install in namespaces; apt-get download, nothing is installed here
+	@mkdir -p bin/debs && cd bin/debs && for p in $(DEBS); do ls $${p}_*.deb >/dev/null 2>&1 || \
+		{ rm -f $${p}_*; apt-get download -q $$p >fetch.log 2>&1 || { apt-get update -q >>fetch.log 2>&1 && apt-get download -q $$p >>fetch.log 2>&1; } || { cat fetch.log >&2; exit 1; }; }; done
+
+# A package's version begins with a digit and sorts: the tag, or the day of the commit before the next version.
+PKG_VERSION ?= $(or $(patsubst v%,%,$(filter v%,$(VERSION))),0.1.0~git$(shell git log -1 --format=%cd.%h --date=format:%Y%m%d%H%M%S 2>/dev/null || echo 0))
+ARCH ?= $(shell $(GO) env GOARCH)
+NFPM_VERSION := v2.43.4
+NFPM := bin/nfpm-$(NFPM_VERSION)
+package: need-go $(NFPM) ## Build dist/*.deb and dist/*.rpm (ARCH=arm64 for another machine): static binary, unit, man pages, completion
+	rm -rf dist/stage && mkdir -p dist/stage/completion
+	CGO_ENABLED=0 GOARCH=$(ARCH) $(GO) build -trimpath -ldflags '-s -w -X main.version=$(PKG_VERSION)' -o dist/stage/vxbpf ./cmd/vxbpf
+	$(GO) build -tags man -o dist/stage/man-vxbpf ./cmd/vxbpf
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 0) dist/stage/man-vxbpf man dist/stage/man
+	gzip -9n dist/stage/man/*.8
+	for s in bash zsh fish; do dist/stage/man-vxbpf completion $$s >dist/stage/completion/$$s || exit 1; done
+	for p in deb rpm; do ARCH=$(ARCH) PKG_VERSION=$(PKG_VERSION) $(NFPM) package -f tools/packaging/nfpm.yaml -p $$p -t dist/ || exit 1; done
+	rm -rf dist/stage
+
+$(NFPM): | need-go
+	GOBIN=$(CURDIR)/bin GOOS= GOARCH= $(GO) install github.com/goreleaser/nfpm/v2/cmd/nfpm@$(NFPM_VERSION)
+	mv bin/nfpm $@
+
 lint: need-go need-dev $(GOLANGCI) ## Check formatting, vet, golangci-lint, clang-format, shellcheck
 	@out=$$(gofmt -l .) && test -z "$$out" || { echo "not formatted, run gofmt -w: $$out" >&2; exit 1; }
 	$(GO) vet ./...
@@ -119,7 +144,7 @@ deps: ## Install what test, generate and lint need on Debian 12+ or Ubuntu 24.04
 	apt-get update -q && apt-get install -q -y --no-install-recommends $(TEST_PACKAGES) $(DEV_PACKAGES)
 
 clean: ## Remove what the targets above made
-	rm -rf vxbpf bin
+	rm -rf vxbpf bin dist
 
 need-go:
 	@$(GO) version >/dev/null 2>&1 || { echo "Go is missing: install Go 1.26 (https://go.dev/dl/), or 1.21+, which fetches it; or run make GO=/path/to/go" >&2; exit 1; }

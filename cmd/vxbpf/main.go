@@ -46,6 +46,9 @@ type env struct {
 	getenv         func(string) string
 }
 
+// extra are commands of builds with tags.
+var extra []func(*app) *cobra.Command
+
 // app is the state that commands share.
 type app struct {
 	env
@@ -139,6 +142,9 @@ Exit codes: 0 ok, 1 error, 2 usage or config, 3 running degraded: a network that
 	root.AddCommand(a.importCommand(), a.exportCommand())
 	root.AddCommand(a.metrics())
 	root.AddCommand(a.capture())
+	for _, command := range extra {
+		root.AddCommand(command(a))
+	}
 	// Now and not in Execute, so that it is treated like the others; without
 	// something to run it would take any word for a request for help.
 	root.InitDefaultCompletionCmd()
