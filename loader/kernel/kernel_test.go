@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vxbpf/vxbpf/maps/fdb"
+	"github.com/vxbpf/vxbpf/testenv/need"
 )
 
 var cmpAddr = cmp.Options{
@@ -197,6 +198,7 @@ func TestPortFlags(t *testing.T) {
 			run(t, "bridge", "link", "set", "dev", "p0", "nobackup_port")
 		}
 		run(t, args...)
+		tc.want.Locked = tc.want.Locked && need.Have(t, need.PortLocked)
 		if diff := cmp.Diff(&tc.want, mustLink(t, h, "p0").Port); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", tc.args, diff)
 		}
@@ -229,6 +231,8 @@ func TestVXLAN(t *testing.T) {
 			continue
 		}
 		tc.Local = tc.Local.Unmap()
+		tc.LabelInherit = tc.LabelInherit && need.Have(t, need.LabelInherit)
+		tc.NoLocalBypass = tc.NoLocalBypass && need.Have(t, need.NoLocalBypass)
 		if diff := cmp.Diff(&tc.VXLAN, l.VXLAN, cmpAddr); diff != "" || l.MTU != tc.want || l.Kind != "vxlan" || l.Up {
 			t.Errorf("%s: %+v (-want +got):\n%s", tc.name, l, diff)
 		}
@@ -276,6 +280,7 @@ func TestVXLANFlags(t *testing.T) {
 		if tc.want.Port == 0 {
 			tc.want.Port = 4789
 		}
+		tc.want.VNIFilter = tc.want.VNIFilter && need.Have(t, need.VNIFilter)
 		name := fmt.Sprintf("vx%d", i)
 		run(t, append([]string{"ip", "link", "add", name, "type", "vxlan"}, strings.Fields(tc.args)...)...)
 		l := mustLink(t, h, name)
@@ -372,7 +377,7 @@ func TestSetVXLAN(t *testing.T) {
 	state = func() VXLAN { return *mustLink(t, h, "vx6").VXLAN }
 	want = state()
 	step("flow label", VXLANChange{FlowLabel: ptr(uint32(0xfffff))}, func(v *VXLAN) { v.FlowLabel = 0xfffff })
-	step("label inherit", VXLANChange{LabelInherit: ptr(true)}, func(v *VXLAN) { v.LabelInherit = true })
+	step("label inherit", VXLANChange{LabelInherit: ptr(true)}, func(v *VXLAN) { v.LabelInherit = need.Have(t, need.LabelInherit) })
 	step("label fixed", VXLANChange{LabelInherit: ptr(false), FlowLabel: ptr(uint32(0))}, func(v *VXLAN) { v.LabelInherit, v.FlowLabel = false, 0 })
 	step("ttl that inherit hides", VXLANChange{TTL: ptr(9)}, func(v *VXLAN) { v.TTL = 9 })
 	step("df over IPv6", VXLANChange{DF: ptr(1)}, func(v *VXLAN) { v.DF = 1 })

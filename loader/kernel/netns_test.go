@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vxbpf/vxbpf/maps/fdb"
+	"github.com/vxbpf/vxbpf/testenv/need"
 )
 
 // The main goroutine keeps the main thread, so that no test runs there: Go
@@ -155,6 +156,10 @@ func mustBridge(t *testing.T, h *Handle, name string) Link {
 	t.Helper()
 	l, err := h.CreateBridge(name, BridgeSpec{})
 	must(t, err)
+	if need.Have(t, need.VLANFiltering) {
+		// Such a bridge holds local and static entries for its default VLAN as well, though it does not filter.
+		run(t, "ip", "link", "set", name, "type", "bridge", "vlan_default_pvid", "0")
+	}
 	must(t, h.SetUp(l.Index))
 	return l
 }

@@ -10,12 +10,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/vxbpf/vxbpf/testenv/need"
 )
 
 // The main goroutine keeps the main thread, so that no test runs there: Go
@@ -124,13 +125,7 @@ func far(t *testing.T) (there func(func())) {
 // needEgress skips a test on kernels before 5.16, which have no egress hook.
 func needEgress(t *testing.T) {
 	t.Helper()
-	out, err := exec.Command("nft", "table netdev try { chain c { type filter hook egress device lo priority 0; }; }; delete table netdev try").CombinedOutput()
-	if strings.Contains(string(out), "Operation not supported") {
-		t.Skipf("this kernel has no netdev egress hook: %s", out)
-	}
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	need.Kernel(t, need.NetdevEgress)
 }
 
 func look(t *testing.T) Rules {

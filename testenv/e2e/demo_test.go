@@ -25,10 +25,10 @@ func TestDefaultLab(t *testing.T) {
 			return w.network("h1", n.Name).Sent.Fast >= sent+3 && w.network("h2", n.Name).Received.Fast >= received+3
 		})
 		sent, received := w.network("h1", n.Name).Sent, w.network("h2", n.Name).Received
-		w.transfer(from, to, 32<<20)
+		w.transfer(from, to, scale(32<<20))
 		sent, received = w.network("h1", n.Name).Sent.less(sent), w.network("h2", n.Name).Received.less(received)
 		for side, s := range map[string]share{"sent": sent, "received": received} {
-			if s.ratio() < 0.99 || s.Total < 10000 {
+			if s.ratio() < 0.99 || s.Total < uint64(scale(10000)) {
 				t.Errorf("network %s: %d of %d %s packets on the fast path", n.Name, s.Fast, s.Total, side)
 			}
 		}

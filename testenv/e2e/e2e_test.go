@@ -79,7 +79,7 @@ func upAnyway(t *testing.T, spec testenv.Spec, start bool) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience(3*time.Minute))
 	t.Cleanup(cancel)
 	spec.Name = fmt.Sprintf("e%06x", rand.N(1<<24))
 	l, err := testenv.Up(ctx, spec, testenv.Options{Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
@@ -112,6 +112,7 @@ func (w *world) start(host string, args ...string) *testenv.Daemon {
 	if err := w.AttachContainers(w.ctx, host); err != nil {
 		w.t.Fatal(err)
 	}
+	w.attached(host)
 	w.t.Cleanup(func() {
 		if w.t.Failed() {
 			w.t.Logf("log of %s:\n%s", host, d.Log())
@@ -244,9 +245,9 @@ func (w *world) wait(what string, ok func() bool) {
 	w.waitFor(15*time.Second, what, ok)
 }
 
-func (w *world) waitFor(bound time.Duration, what string, ok func() bool) {
+func (w *world) waitFor(limit time.Duration, what string, ok func() bool) {
 	w.t.Helper()
-	for deadline := time.Now().Add(bound); !ok(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(patience(limit)); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) || w.ctx.Err() != nil {
 			w.t.Fatalf("waited in vain for %s", what)
 		}

@@ -194,7 +194,7 @@ func twoHosts() testenv.Spec {
 //
 // A host that refuses BPF gets plain kernel VXLAN, and says so wherever one looks.
 func TestFallback(t *testing.T) {
-	w := upAnyway(t, twoHosts(), false)
+	w := up(t, twoHosts(), false)
 	bare := w.state("h1")
 
 	d := w.startRestricted("h1", withoutBPF)

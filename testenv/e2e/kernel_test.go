@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -49,4 +50,39 @@ func scale(bytes int64) int64 {
 		return bytes / 16
 	}
 	return bytes
+}
+
+// patience is how long to wait for something, longer on an emulated CPU.
+func patience(d time.Duration) time.Duration {
+	if need.VM() {
+		return 3 * d
+	}
+	return d
+}
+
+// attached waits, on a kernel without tcx, until all ports carry their programs:
+// a port's clsact qdisc costs the packet that is sent in the moment when it comes.
+func (w *world) attached(host string) {
+	w.t.Helper()
+	if attachedBy(w.t) == "tcx" {
+		return
+	}
+	w.settle(func() bool {
+		s, _ := w.status(host)
+		ports := map[string]bool{}
+		for _, n := range s.Networks {
+			if n.Datapath != "tc" {
+				return true
+			}
+			for _, p := range n.Ports {
+				ports[p.Name] = true
+			}
+		}
+		for _, c := range w.Host(host).Containers {
+			if !ports[c.HostEnd] {
+				return false
+			}
+		}
+		return true
+	})
 }

@@ -62,6 +62,22 @@ var (
 	// VLANFiltering is bridges that look at VLAN tags.
 	VLANFiltering = Feature{Name: "bridge VLAN filtering", Since: "5.10", try: link(&netlink.Bridge{LinkAttrs: named("try0"), VlanFiltering: ptr(true)})}
 
+	// What rtnetlink knows of bridges and vxlan links. An older kernel ignores the attribute.
+	PortLocked    = Feature{Name: "locked bridge ports", Since: "5.16", try: since("5.16")}
+	VNIFilter     = Feature{Name: "vxlan vnifilter", Since: "5.18", try: since("5.18")}
+	NoLocalBypass = Feature{Name: "vxlan nolocalbypass", Since: "6.5", try: since("6.5")}
+	LabelInherit  = Feature{Name: "vxlan flowlabel inherit", Since: "6.8", try: since("6.8")}
+	// NetdevEgress is netfilter's hook there.
+	NetdevEgress = Feature{Name: "netdev egress hook", Since: "5.16", try: func() error {
+		return probe.Apart(func() error {
+			out, err := exec.Command("nft", "table netdev try { chain c { type filter hook egress device lo priority 0; }; }").CombinedOutput()
+			if err != nil {
+				return fmt.Errorf("nft: %w: %w: %s", ebpf.ErrNotSupported, err, strings.TrimSpace(string(out)))
+			}
+			return nil
+		})
+	}}
+
 	// Ebtables is its legacy form, and the command for it.
 	Ebtables = Feature{Name: "legacy ebtables", Since: "5.10", Until: "7.3", try: func() error {
 		return probe.Apart(func() error {
@@ -77,6 +93,16 @@ var (
 		return netlink.NewNetem(a, netlink.NetemQdiscAttrs{Limit: 10})
 	})}
 )
+
+// since goes by the version: for what is not there shows only by comparing what was set with what is read, as the test does.
+func since(version string) func() error {
+	return func() error {
+		if older(probe.Release(), version) {
+			return ebpf.ErrNotSupported
+		}
+		return nil
+	}
+}
 
 func ptr[T any](v T) *T { return &v }
 

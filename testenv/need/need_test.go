@@ -30,7 +30,7 @@ func TestTries(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Fatal("needs root: makes network namespaces")
 	}
-	for _, f := range []Feature{FastPath, DecapL3, TCX, XDPFrags, Bond, Dummy, Geneve, Macvlan, VRF, WireGuard, VLAN, VLANFiltering, Ebtables, Netem} {
+	for _, f := range []Feature{FastPath, DecapL3, TCX, XDPFrags, Bond, Dummy, Geneve, Macvlan, VRF, WireGuard, VLAN, VLANFiltering, Ebtables, NetdevEgress, Netem} {
 		t.Run(f.Name, func(t *testing.T) {
 			t.Logf("%s: %v", f.Name, Have(t, f))
 		})

@@ -34,7 +34,7 @@ import (
 )
 
 // packages whose tests need a kernel to say something.
-var packages = []string{"bpf", "maps", "loader", "loader/kernel", "loader/netfilter", "cmd/vxbpf", "testenv/need", "testenv", "testenv/diff", "testenv/e2e"}
+var packages = []string{"bpf", "maps", "loader", "loader/kernel", "loader/netfilter", "testenv/need", "testenv", "testenv/diff", "testenv/e2e"}
 
 type options struct {
 	kernels  string
