@@ -25,8 +25,9 @@ const (
 	exitOK       = 0
 	exitError    = 1
 	exitUsage    = 2 // usage or config
-	exitDegraded = 3 // running, on the kernel fallback
+	exitDegraded = 3 // running, on the kernel fallback; doctor: warnings
 	exitDrift    = 4 // verify found differences
+	exitProblem  = 5 // doctor: traffic is lost, or will be
 )
 
 func main() {
@@ -140,7 +141,7 @@ Exit codes: 0 ok, 1 error, 2 usage or config, 3 running degraded: a network that
 	}
 	root.AddCommand(a.load(), a.confirm(), a.guard(), a.unload(), a.status(), a.show(), a.validate(), a.lab(), a.bench(), a.version())
 	root.AddCommand(a.importCommand(), a.exportCommand())
-	root.AddCommand(a.metrics())
+	root.AddCommand(a.metrics(), a.doctor())
 	root.AddCommand(a.capture())
 	for _, command := range extra {
 		root.AddCommand(command(a))

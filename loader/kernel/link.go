@@ -51,6 +51,13 @@ func parseLink(b []byte) (Link, error) {
 			if len(v) == 6 { // tunnels have 4 bytes, InfiniBand 20, neither is an Ethernet address
 				l.MAC = fdb.MAC(v)
 			}
+		case unix.IFLA_XDP:
+			for typ, v := range d.attrs(v) {
+				switch typ {
+				case unix.IFLA_XDP_PROG_ID, unix.IFLA_XDP_DRV_PROG_ID, unix.IFLA_XDP_SKB_PROG_ID, unix.IFLA_XDP_HW_PROG_ID:
+					l.XDP = d.u32(v)
+				}
+			}
 		case unix.IFLA_LINKINFO:
 			for typ, v := range d.attrs(v) {
 				switch typ {
@@ -264,12 +271,18 @@ func (h *Handle) link(parts ...nl.NetlinkRequestData) (Link, bool, error) {
 // PeerMAC reads the address of a veth's other end in another namespace, which
 // sends no events here. ok is false if it has gone.
 func (h *Handle) PeerMAC(l Link) (mac fdb.MAC, ok bool, err error) {
+	peer, ok, err := h.PeerLink(l)
+	return peer.MAC, ok, err
+}
+
+// PeerLink is all of it, Index and Master as numbers of its own namespace.
+func (h *Handle) PeerLink(l Link) (peer Link, ok bool, err error) {
 	ns := nl.NewRtAttr(unix.IFLA_TARGET_NETNSID, nl.Uint32Attr(uint32(l.PeerNS)))
-	peer, ok, err := h.link(ifInfo(l.Peer, 0, 0), ns)
+	peer, ok, err = h.link(ifInfo(l.Peer, 0, 0), ns)
 	if err != nil {
-		return mac, false, fmt.Errorf("get peer of %s: %w", l.Name, err)
+		return Link{}, false, fmt.Errorf("get peer of %s: %w", l.Name, err)
 	}
-	return peer.MAC, ok, nil
+	return peer, ok, nil
 }
 
 // created reads back a link that was just made.

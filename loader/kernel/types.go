@@ -27,6 +27,8 @@ type Link struct {
 	Peer    int
 	Carrier bool   // IFF_LOWER_UP
 	Alias   string // IFLA_IFALIAS
+	// XDP is the id of an XDP program on the link, 0 for none; of several, one.
+	XDP uint32
 
 	Bridge *Bridge // set when Kind is "bridge"
 	VXLAN  *VXLAN  // set when Kind is "vxlan"

@@ -51,8 +51,8 @@ func (w *world) in(t *testing.T) *world {
 	return &sub
 }
 
-// table is what `vxbpf show <noun> -o json` prints.
-type table struct {
+// showDoc is what `vxbpf show <noun> -o json` prints.
+type showDoc struct {
 	Version     int
 	Instance    string
 	Networks    []map[string]any
@@ -82,7 +82,7 @@ type attachRow struct {
 	ID                                uint32
 }
 
-func (w *world) showJSON(host string, args ...string) (out table) {
+func (w *world) showJSON(host string, args ...string) (out showDoc) {
 	w.t.Helper()
 	text, errOut, code := w.vxbpf(host, append([]string{"show", "-o", "json"}, args...)...)
 	if code != 0 {
