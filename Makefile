@@ -13,10 +13,10 @@ GOLANGCI_VERSION := v2.15.0
 GOLANGCI := bin/golangci-lint-$(GOLANGCI_VERSION)
 
 # Debian and Ubuntu packages: what tests run, and what generate and lint add to that.
-TEST_PACKAGES := iproute2 iptables nftables tcpdump tshark lxc lxc-templates busybox-static
+TEST_PACKAGES := iproute2 iptables nftables tcpdump tshark ethtool procps lxc lxc-templates busybox-static
 KERNEL_TEST_PACKAGES := qemu-system-x86 busybox-static cpio xz-utils ebtables wireguard-tools debian-archive-keyring $(TEST_PACKAGES)
 DEV_PACKAGES := clang-19 llvm-19 clang-format-19 shellcheck
-TEST_COMMANDS := ip bridge iptables-legacy iptables-nft nft tcpdump tshark lxc-start
+TEST_COMMANDS := ip bridge iptables-legacy iptables-nft nft tcpdump tshark ethtool sysctl lxc-start
 KERNEL_TEST_COMMANDS := qemu-system-x86_64 busybox cpio xz ebtables-legacy wg apt-get dpkg $(TEST_COMMANDS)
 DEV_COMMANDS := clang-19 llvm-strip-19 clang-format-19 shellcheck
 

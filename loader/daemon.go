@@ -47,6 +47,8 @@ type Options struct {
 	Reloading, Alive func()
 	// Relog makes the logger that another config asks for. nil: the logger stays.
 	Relog func(config.Log) (*slog.Logger, error)
+	// Reloaded is called when another config is in force. nil: nobody asks.
+	Reloaded func(*config.Config)
 	// Hangup asks to read the config file again. nil: never.
 	Hangup <-chan os.Signal
 	// Confirm rolls the load back unless a confirmation comes within that time. 0: it counts at once.

@@ -105,6 +105,9 @@ func (d *Daemon) reload(ctx context.Context, cfg *config.Config, recreate bool) 
 			d.tell("change the log", err)
 		}
 	}
+	if d.opt.Reloaded != nil {
+		d.opt.Reloaded(cfg)
+	}
 	if old != d.mirror {
 		d.tell("close the programs of before", old.close())
 	}

@@ -132,13 +132,15 @@ func (a *app) daemon(ctx context.Context, cfg *config.Config, log *slog.Logger) 
 	defer signal.Stop(hangup)
 	a.opt.Hangup = hangup
 	a.opt.Guard = a.startGuard
+	metered := make(chan string, 1)
+	a.opt.Reloaded = func(c *config.Config) { metered <- c.Metrics }
 
 	d, err := loader.Load(ctx, cfg, a.opt)
 	if err != nil {
 		return planError(err)
 	}
 	defer func() { err = errors.Join(err, d.Close()) }()
-	defer a.serveMetrics(ctx, cfg, d, log)()
+	defer a.serveMetrics(ctx, cfg.Metrics, metered, d, log)()
 	if until, err := loader.Unconfirmed(a.opt); err == nil && !until.IsZero() {
 		log.Warn("the config is rolled back unless `vxbpf confirm` comes", "until", until)
 	}

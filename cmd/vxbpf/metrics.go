@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vxbpf/vxbpf/loader"
-	"github.com/vxbpf/vxbpf/loader/config"
 	"github.com/vxbpf/vxbpf/tools/metrics"
 	"github.com/vxbpf/vxbpf/tools/observe"
 )
@@ -48,17 +47,34 @@ Alert rules and a Grafana dashboard are in tools/dashboards.`,
 	return c
 }
 
-// serveMetrics answers where the config says, until the returned function is called.
-func (a *app) serveMetrics(ctx context.Context, cfg *config.Config, d *loader.Daemon, log *slog.Logger) (stop func()) {
-	if cfg.Metrics == "" || a.opt.Once {
-		return func() {}
-	}
+// serveMetrics answers at an address, and at another when one comes, until the returned function is called.
+func (a *app) serveMetrics(ctx context.Context, address string, next <-chan string, d *loader.Daemon, log *slog.Logger) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	m := &metrics.Collector{Options: observe.Options{Options: a.opt, Daemon: os.Getpid()}, Version: version, Stats: d.Stats()}
 	go func() {
 		defer close(done)
-		m.Serve(ctx, cfg.Metrics, log)
+		for ctx.Err() == nil {
+			this, end := context.WithCancel(ctx)
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				if address != "" && !a.opt.Once {
+					m.Serve(this, address, log)
+				}
+			}()
+			for same := true; same; {
+				select {
+				case <-ctx.Done():
+					same = false
+				case other := <-next:
+					same = other == address
+					address = other
+				}
+			}
+			end()
+			<-ended
+		}
 	}()
 	return func() { cancel(); <-done }
 }

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vxbpf/vxbpf/loader"
 	"github.com/vxbpf/vxbpf/maps/fdb"
 	"github.com/vxbpf/vxbpf/tools/observe"
 )
@@ -326,21 +328,19 @@ func (a *app) showConfig() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			text, err := os.ReadFile(s.State.Config)
+			cfg, err := loader.Active(a.opt)
 			if err != nil {
-				return fmt.Errorf("read the config of instance %q: %w", a.opt.Instance, err)
+				return err
 			}
-			// What stands in the file is what is loaded only if it is not newer.
-			changed := false
-			if st, err := os.Stat(s.State.Config); err == nil {
-				changed = st.ModTime().After(s.State.Since.Add(1e9))
-			}
+			text := cfg.Text()
+			now, err := os.ReadFile(s.State.Config)
+			changed := err == nil && !bytes.Equal(now, text)
 			if a.json() {
 				return a.printJSON(map[string]any{"version": showVersion, "instance": s.State.Instance, "config": map[string]any{
 					"file": s.State.Config, "since": s.State.Since, "changed": changed, "text": string(text)}})
 			}
 			if changed {
-				fmt.Fprintf(a.stderr, "vxbpf: %s was changed after it was loaded\n", s.State.Config)
+				fmt.Fprintf(a.stderr, "vxbpf: %s is another one by now\n", s.State.Config)
 			}
 			_, err = a.stdout.Write(text)
 			return err

@@ -55,7 +55,7 @@ func TestDoctor(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	w.sh(w.Host("h1").NS, "ip address add 172.29.236.201/24 dev br-mgmt")
+	w.script(w.Host("h1").NS, "ip address add 172.29.236.201/24 dev br-mgmt")
 	for _, n := range w.Spec.Networks {
 		w.ping(w.Container("h1", n.Name+"-1").NS, w.Container("h2", n.Name+"-1").Addr.Addr())
 	}
@@ -86,7 +86,7 @@ func TestDoctor(t *testing.T) {
 var doctorFound = map[string]bool{}
 
 // sh runs a shell script in a namespace.
-func (w *world) sh(ns testenv.NS, script string) {
+func (w *world) script(ns testenv.NS, script string) {
 	w.t.Helper()
 	if b, err := ns.Command(w.ctx, "sh", "-ec", script).CombinedOutput(); err != nil {
 		w.t.Fatalf("%s: %s: %v\n%s", ns.Name(), script, err, b)
@@ -231,7 +231,7 @@ ip route add 192.0.2.11 via 198.51.100.2 dev eth3; sysctl -w net.ipv4.conf.eth2.
 		{name: "attachment", put: "rm " + pin, want: []string{"attachment v-mgmt-1 ingress"}},
 	} {
 		if f.put != "" {
-			w.sh(h.NS, f.put)
+			w.script(h.NS, f.put)
 		}
 		if f.do != nil {
 			f.do()
@@ -245,7 +245,7 @@ ip route add 192.0.2.11 via 198.51.100.2 dev eth3; sysctl -w net.ipv4.conf.eth2.
 			f.undo()
 		}
 		if f.take != "" {
-			w.sh(h.NS, f.take)
+			w.script(h.NS, f.take)
 		}
 	}
 	if out, errOut, code := w.vxbpf("h2", "load", "--once", config); code != 0 {
@@ -257,7 +257,7 @@ ip route add 192.0.2.11 via 198.51.100.2 dev eth3; sysctl -w net.ipv4.conf.eth2.
 // doctorFix: what can be mended is, and comes back as it was.
 func (w *world) doctorFix() {
 	h := w.Host("h2")
-	w.sh(h.NS, `sysctl -w net.ipv4.ip_no_pmtu_disc=1; ip link set br-mgmt type bridge ageing_time 6000; ethtool -K eth2 rx-gro-list on
+	w.script(h.NS, `sysctl -w net.ipv4.ip_no_pmtu_disc=1; ip link set br-mgmt type bridge ageing_time 6000; ethtool -K eth2 rx-gro-list on
 ip link set encap-alt down; bridge fdb del 00:00:00:00:00:00 dev encap-mgmt dst 192.0.2.11`)
 	all := []string{"pmtu_off net.ipv4.ip_no_pmtu_disc", "ageing network mgmt", "offloads eth2", "slow_path network alt", "flood_list network mgmt, VTEP 192.0.2.11"}
 	w.found(w.examine("h2", append(quiet(), "--fix")...), all...)
@@ -276,13 +276,13 @@ ip link set encap-alt down; bridge fdb del 00:00:00:00:00:00 dev encap-mgmt dst 
 	w.healthy("h2", quiet()...)
 
 	// The sum is right then, and the containers' is next; while the underlay is small there is no way back.
-	w.sh(h.NS, "ip link set eth2 mtu 1480")
+	w.script(h.NS, "ip link set eth2 mtu 1480")
 	w.examine("h2", append(quiet(), "--fix")...)
 	w.found(w.examine("h2", quiet()...), "port_mtu port v-alt-1", "port_mtu port v-grp-1", "port_mtu port v-mgmt-1")
 	if _, errOut, code := w.vxbpf("h2", "doctor", "--undo"); code != 1 || !strings.Contains(errOut, "take back mtu of encap-") {
 		w.t.Errorf("undo that the kernel refuses: exit %d\n%s", code, errOut)
 	}
-	w.sh(h.NS, "ip link set eth2 mtu 1500")
+	w.script(h.NS, "ip link set eth2 mtu 1500")
 	if out, errOut, code := w.vxbpf("h2", "doctor", "--undo"); code != 0 || !strings.Contains(out, "mtu of encap-mgmt") {
 		w.t.Errorf("undo, once more: exit %d\n%s%s", code, out, errOut)
 	}
@@ -322,7 +322,7 @@ func (w *world) doctorSlow() {
 	} {
 		act := func(script string, do func() error) {
 			if script != "" {
-				w.sh(h.NS, script)
+				w.script(h.NS, script)
 			}
 			if do != nil {
 				if err := h.NS.Do(do); err != nil {
@@ -345,20 +345,20 @@ func (w *world) doctorProbes() {
 	h1, h3, sw := w.Host("h1").NS, w.Host("h3").NS, w.SwitchNS()
 
 	// A remote without VXLAN, a remote that is not there, an address in use elsewhere, a MAC address at two places.
-	w.sh(h1, "bridge fdb append 00:00:00:00:00:00 dev encap-mgmt dst 192.0.2.13; bridge fdb append 00:00:00:00:00:00 dev encap-alt dst 192.0.2.99")
-	w.sh(w.Container("h2", "mgmt-1").NS, "ip address add 172.29.236.201/32 dev eth0")
+	w.script(h1, "bridge fdb append 00:00:00:00:00:00 dev encap-mgmt dst 192.0.2.13; bridge fdb append 00:00:00:00:00:00 dev encap-alt dst 192.0.2.99")
+	w.script(w.Container("h2", "mgmt-1").NS, "ip address add 172.29.236.201/32 dev eth0")
 	stop := w.twin("grp", "02:dd:00:00:00:01")
 	r := w.examine("h1")
 	stop()
 	w.found(r, "vtep_port VTEP 192.0.2.13", "vtep_reach VTEP 192.0.2.99", "duplicate_address 172.29.236.201 on br-mgmt", "mac_moves 02:dd:00:00:00:01")
-	w.sh(h1, "bridge fdb del 00:00:00:00:00:00 dev encap-alt dst 192.0.2.99")
-	w.sh(w.Container("h2", "mgmt-1").NS, "ip address del 172.29.236.201/32 dev eth0")
+	w.script(h1, "bridge fdb del 00:00:00:00:00:00 dev encap-alt dst 192.0.2.99")
+	w.script(w.Container("h2", "mgmt-1").NS, "ip address del 172.29.236.201/32 dev eth0")
 
 	// A remote with the other port; large VXLAN packets lost; UDP lost inside VXLAN, as with wrong checksums; no multicast.
-	w.sh(h3, "ip link add vx0 type vxlan id 236 dstport 8472 dev eth2; ip link set vx0 up")
-	w.sh(sw, table("ip daddr 239.1.1.248 drop", "ip protocol udp udp dport 4789 @th,96,24 236 meta length > 1300 drop",
+	w.script(h3, "ip link add vx0 type vxlan id 236 dstport 8472 dev eth2; ip link set vx0 up")
+	w.script(sw, table("ip daddr 239.1.1.248 drop", "ip protocol udp udp dport 4789 @th,96,24 236 meta length > 1300 drop",
 		"ip protocol udp udp dport 4790 @th,96,24 244 @th,288,8 17 drop"))
-	w.sh(h1, "ip link set encap-grp down; ip link set encap-grp up")
+	w.script(h1, "ip link set encap-grp down; ip link set encap-grp up")
 	r = w.examine("h1")
 	w.found(r, "vtep_port VTEP 192.0.2.13", "overlay_size network mgmt, VTEP 192.0.2.12", "checksum network alt", "multicast network grp, group 239.1.1.248")
 	for _, f := range r.Findings {
@@ -366,18 +366,18 @@ func (w *world) doctorProbes() {
 			w.t.Errorf("the other port is not named: %s", f.Evidence)
 		}
 	}
-	w.sh(sw, "nft delete table bridge t")
-	w.sh(h1, "bridge fdb del 00:00:00:00:00:00 dev encap-mgmt dst 192.0.2.13")
+	w.script(sw, "nft delete table bridge t")
+	w.script(h1, "bridge fdb del 00:00:00:00:00:00 dev encap-mgmt dst 192.0.2.13")
 	w.ping(w.Container("h1", "grp-1").NS, w.Container("h2", "grp-1").Addr.Addr())
 
 	// A hop that takes less and says nothing.
-	w.sh(sw, "ip link set p-h2 mtu 1400")
+	w.script(sw, "ip link set p-h2 mtu 1400")
 	r = w.examine("h1")
 	w.found(r, "path_mtu VTEP 192.0.2.12")
 	if len(r.Findings) == 1 && !strings.Contains(r.Findings[0].Evidence, "1400 bytes come back and 1401 do not") {
 		w.t.Errorf("the path's MTU is 1400: %s", r.Findings[0].Evidence)
 	}
-	w.sh(sw, "ip link set p-h2 mtu 1500")
+	w.script(sw, "ip link set p-h2 mtu 1500")
 	w.healthy("h1")
 }
 

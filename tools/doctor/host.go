@@ -85,7 +85,7 @@ func newHost(ctx context.Context, o Options, listen bool) (_ *host, err error) {
 		return nil, err
 	}
 	h.full = h.snap.FDBEntries
-	if cfg, err := config.Load(h.snap.State.Config); err == nil {
+	if cfg, err := loader.Active(o.Options.Options); err == nil {
 		h.cfg = cfg
 	}
 	return h, nil

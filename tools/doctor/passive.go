@@ -162,7 +162,7 @@ func (h *host) checkFull(context.Context) error {
 
 func (h *host) checkFlood(context.Context) error {
 	if h.cfg == nil {
-		return fmt.Errorf("config %s cannot be read", h.snap.State.Config)
+		return errors.New("the config that is loaded cannot be read")
 	}
 	for i := range h.cfg.Networks {
 		n := &h.cfg.Networks[i]

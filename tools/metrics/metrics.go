@@ -15,7 +15,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/vxbpf/vxbpf/loader"
-	"github.com/vxbpf/vxbpf/loader/config"
 	"github.com/vxbpf/vxbpf/maps"
 	"github.com/vxbpf/vxbpf/tools/observe"
 )
@@ -47,7 +46,7 @@ var (
 
 	descNetwork   = desc("network_info", "A network of the config; always 1. wanted is as configured, datapath as it is.", "network", "vni", "bridge", "link", "wanted", "datapath")
 	descFast      = desc("network_fast", "Whether packets of the network may take the fast path now.", "network")
-	descDegraded  = desc("network_degraded", "Whether the network was to run on BPF and is on kernel VXLAN.", "network")
+	descDegraded  = desc("network_degraded", "Whether the network was to run on BPF, and BPF carries nothing of it.", "network")
 	descPackets   = desc("network_packets_total", "Packets between ports and VTEPs, by direction (sent, received) and path (fast, slow). A GSO packet counts its segments.", "network", "direction", "path")
 	descBytes     = desc("network_bytes_total", "The same in bytes of inner frames.", "network", "direction", "path")
 	descReasons   = desc("reason_packets_total", "Packets by hook (encap, decap, deliver) and what became of them there.", "network", "hook", "reason")
@@ -63,6 +62,8 @@ var (
 	descAttached  = desc("attachments", "Programs at their hooks, by state: attached; missing: somebody took it off; stale: its device is gone.", "program", "state")
 	descRunTime   = desc("program_run_seconds_total", "Time that a program ran; counts while sysctl kernel.bpf_stats_enabled is 1.", "program")
 	descRuns      = desc("program_runs_total", "How often a program ran; counts while sysctl kernel.bpf_stats_enabled is 1.", "program")
+	descRepairs   = desc("repairs_total", "What others changed of what the config says, by what became of it: repaired, or reported because it is not vxbpf's to put back.", "outcome")
+	descRollback  = desc("rolled_back", "Whether the config in force came back by itself, because the one after it was not confirmed.")
 	descFDBEvents = desc("fdb_events_total", "Changes of the kernel's forwarding tables that the daemon followed: changed (made, moved) or gone.", "event")
 	descOverruns  = desc("netlink_overruns_total", "Times that netlink events were lost and everything was read again.")
 	descResyncs   = desc("netlink_resyncs_total", "Full reads of the kernel's tables, the regular ones among them.")
@@ -70,7 +71,7 @@ var (
 
 var descs = []*prometheus.Desc{descBuild, descUp, descDaemon, descLoaded, descLease, descSpent, descNetwork, descFast, descDegraded, descPackets,
 	descBytes, descReasons, descPorts, descFDB, descFDBUsed, descFDBSize, descVPackets, descVBytes, descVUp, descVEntries, descVMTU,
-	descAttached, descRunTime, descRuns, descFDBEvents, descOverruns, descResyncs}
+	descAttached, descRunTime, descRuns, descRepairs, descRollback, descFDBEvents, descOverruns, descResyncs}
 
 // Describe lists all metrics that there can be.
 func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
@@ -113,8 +114,12 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 	} else {
 		out.gauge(descLease, s.Lease.Seconds())
 	}
+	out.count(descRepairs, float64(s.State.Repairs.Repaired), "repaired")
+	out.count(descRepairs, float64(s.State.Repairs.Reported), "reported")
+	out.gauge(descRollback, number(s.State.RolledBack != nil))
+	degraded := s.State.Degraded()
 	for _, n := range s.Networks {
-		c.network(out, s, n)
+		c.network(out, s, n, slices.Contains(degraded, n.Name))
 	}
 	used, size := s.FDBEntries()
 	out.gauge(descFDBUsed, float64(used))
@@ -139,20 +144,24 @@ func (s sink) share(packets, bytes *prometheus.Desc, name, direction string, x o
 	s.count(bytes, float64(x.Bytes-x.FastBytes), name, direction, "slow")
 }
 
-func (c *Collector) network(out sink, s *observe.Snapshot, n observe.Network) {
+func (c *Collector) network(out sink, s *observe.Snapshot, n observe.Network, degraded bool) {
 	out.gauge(descNetwork, 1, n.Name, n.VNI.String(), n.Bridge, n.Link, string(n.Wanted), string(n.Datapath))
 	out.gauge(descFast, number(n.Fast()), n.Name)
-	out.gauge(descDegraded, number(n.Wanted != config.Kernel && n.Datapath == config.Kernel), n.Name)
+	out.gauge(descDegraded, number(degraded), n.Name)
+	reasons := s.Counts[n.Name]
+	if reasons == nil {
+		reasons = s.Guarded[n.Name]
+	}
+	for h, byReason := range reasons {
+		for r, count := range byReason {
+			out.count(descReasons, float64(count.Packets), n.Name, h.String(), r.String())
+		}
+	}
 	if s.Counts[n.Name] == nil {
 		return // on kernel VXLAN: nobody counts
 	}
 	out.share(descPackets, descBytes, n.Name, "sent", n.Sent)
 	out.share(descPackets, descBytes, n.Name, "received", n.Received)
-	for h, byReason := range s.Counts[n.Name] {
-		for r, count := range byReason {
-			out.count(descReasons, float64(count.Packets), n.Name, h.String(), r.String())
-		}
-	}
 	fast, slow := 0, 0
 	for _, p := range s.Ports {
 		switch {
