@@ -32,7 +32,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo build install test test-race test-diff test-kernels test-kernels-short bench generate check-generate lint deps clean need-go need-root need-test need-test-kernels need-dev debs package
+.PHONY: help demo build install test test-kill test-upgrade test-race test-diff test-kernels test-kernels-short bench generate check-generate lint deps clean need-go need-root need-test need-test-kernels need-dev debs package
 
 # $(call have,commands,what for): stop with the way out when one is missing.
 define have
@@ -59,6 +59,18 @@ test: need-root need-test build ## Run all tests: unit, program, end to end (roo
 test-race: need-root need-test need-go ## The same with the race detector, daemon included (root; needs gcc)
 	CGO_ENABLED=1 $(GO) build -race -o bin/vxbpf-race ./cmd/vxbpf
 	VXBPF_BIN=$(CURDIR)/bin/vxbpf-race CGO_ENABLED=1 $(GO) test -race ./... -count=1 -p 1 -timeout 30m
+
+# A failure names its seed: make test-kill SEED=n runs it again.
+KILLS ?= 200
+test-kill: need-root need-test build ## kill -9 at random moments of load, reload and unload (root; about 5 minutes)
+	VXBPF_BIN=$(CURDIR)/vxbpf VXBPF_KILLS=$(KILLS) VXBPF_SEED=$(SEED) $(GO) test ./testenv/e2e -run '^TestKillAtAnyMoment$$' -count=1 -v -timeout 30m
+
+# OLD is a git ref, by default the last tag; beside it this tree with another layout of maps is swapped in and out.
+OLD ?= $(shell git describe --tags --abbrev=0 2>/dev/null)
+test-upgrade: need-root need-test need-dev build ## Swap versions under traffic, up and down (root)
+	GO=$(GO) testenv/e2e/other-version.sh $(CURDIR)/bin/changed
+	$(if $(OLD),GO=$(GO) testenv/e2e/other-version.sh $(CURDIR)/bin/old $(OLD))
+	VXBPF_BIN=$(CURDIR)/vxbpf VXBPF_OTHER=$(CURDIR)/bin/changed$(if $(OLD),:$(CURDIR)/bin/old) $(GO) test ./testenv/e2e -run '^TestVersions$$' -count=1 -v -timeout 15m
 
 # A failure names its seed: make test-diff SEED=n PROFILE=ipv4 runs it again. FRAMES is over all profiles.
 FRAMES ?= 120000

@@ -122,6 +122,7 @@ type Daemon struct {
 	// unsettled: the last good config could not be put back after a reload that
 	// went wrong. The loop tries again.
 	unsettled bool
+	drift     drift
 	expired   time.Time // when an unconfirmed config was last tried to be rolled back
 
 	view *view
@@ -334,6 +335,12 @@ func (d *Daemon) up() error {
 
 // settleOn writes down what is loaded, for status and for whoever comes after us.
 func (d *Daemon) settleOn(cfg *config.Config) error {
+	links, err := d.h.Links()
+	if err != nil {
+		return err
+	}
+	d.drift = drift{}
+	d.know(links)
 	d.publish()
 	if err := writeActive(d.opt.runDir(), cfg); err != nil {
 		return err

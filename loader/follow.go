@@ -4,7 +4,9 @@ package loader
 
 import (
 	"context"
+	"errors"
 	"net/netip"
+	"os"
 	"time"
 
 	"github.com/vxbpf/vxbpf/loader/kernel"
@@ -25,6 +27,20 @@ func (d *Daemon) follow(ctx context.Context, events <-chan []kernel.Event, rules
 	soon := make(<-chan time.Time) // a dump that was asked for, after a pause
 	ripe := make(<-chan time.Time) // pending entries, when they can be confirmed
 	var look <-chan time.Time      // at the packet filter
+	var links <-chan time.Time     // when the links are to be looked at
+	suspect := func(after time.Duration) {
+		if links == nil && after > 0 {
+			links = time.After(max(after, time.Until(d.drift.next)))
+		}
+	}
+	var unpinned <-chan time.Time // when pins that were removed are to be put back
+	tries := 0
+	pins, stop, err := watchPins(d.opt.pinDir())
+	if err != nil {
+		d.tell("watch pins: one that is removed is put back within half a minute", err)
+	} else {
+		defer stop()
+	}
 	waiting := false
 	pending := false
 	for {
@@ -33,9 +49,34 @@ func (d *Daemon) follow(ctx context.Context, events <-chan []kernel.Event, rules
 		case <-ctx.Done():
 			return ctx.Err()
 		case batch := <-events:
-			var err error
+			for _, e := range batch {
+				if d.suspicious(e) {
+					suspect(max(glance, d.drift.pause))
+					break
+				}
+			}
 			if again, err = d.handle(batch); err != nil {
 				return err
+			}
+		case <-links:
+			links = nil
+			suspect(d.repair(ctx))
+		case <-pins:
+			// A link without its pin is detached a moment later, and until then its place is taken.
+			if unpinned == nil {
+				unpinned, tries = time.After(unpinnedWait), 10
+			}
+		case <-unpinned:
+			unpinned = nil
+			if d.dp == nil {
+				break
+			}
+			d.tell("put pins back", d.repin())
+			if err := d.sync(); err != nil {
+				return err
+			}
+			if tries--; len(d.refused) > 0 && tries > 0 {
+				unpinned = time.After(2 * unpinnedWait)
 			}
 		case c := <-d.calls:
 			c.do(ctx)
@@ -59,6 +100,10 @@ func (d *Daemon) follow(ctx context.Context, events <-chan []kernel.Event, rules
 			}
 		case <-tick.C:
 			d.alive()
+			if _, err := os.Stat(stateFile(d.opt.runDir())); errors.Is(err, os.ErrNotExist) {
+				d.tell("write state", errors.Join(os.MkdirAll(d.opt.runDir(), 0o755), writeActive(d.opt.runDir(), d.cfg)))
+				d.repaired("write state.json")
+			}
 			if d.window != nil && d.window.left() <= 0 && time.Since(d.expired) > expireAgain {
 				if err := d.expire(ctx); err != nil {
 					return err
@@ -71,6 +116,7 @@ func (d *Daemon) follow(ctx context.Context, events <-chan []kernel.Event, rules
 			// Path MTUs are learnt without an event, and entries that a program
 			// removed may be right after all.
 			again = true
+			suspect(glance)
 			if d.unsettled {
 				d.tell("put the last good config back", d.goBack(ctx, d.cfg, d.mirror))
 			}
@@ -112,6 +158,9 @@ func (d *Daemon) followCapture() error {
 	d.captured, d.captureStamp = now, stamp
 	return nil
 }
+
+// unpinnedWait is more than the kernel takes to detach a link that nobody refers to.
+const unpinnedWait = 50 * time.Millisecond
 
 // vouch is what the daemon owes the programs each second.
 func (d *Daemon) vouch() error {

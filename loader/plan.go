@@ -142,6 +142,9 @@ func newPlan(h *kernel.Handle, cfg *config.Config, owned reconcile.Owned, recrea
 	return reconcile.NewPlan(cfg, snap, owned, reconcile.Options{
 		Recreate: recreate,
 		Position: cfg,
-		InPlace:  []reconcile.Attr{reconcile.AttrGroup, reconcile.AttrLocal, reconcile.AttrDevice},
+		InPlace:  inPlace,
 	})
 }
+
+// inPlace are the attributes of a vxlan link that every kernel that we run on changes while it is up.
+var inPlace = []reconcile.Attr{reconcile.AttrGroup, reconcile.AttrLocal, reconcile.AttrDevice}

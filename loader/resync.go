@@ -12,6 +12,22 @@ import (
 // resync reads everything from the kernel and from the FDB map, and mends what differs.
 func (d *Daemon) resync() error {
 	d.stats.Resyncs.Add(1)
+	if err := d.look(); err != nil {
+		return err
+	}
+	byIndex, err := d.dp.maps.VTEPs.All()
+	if err != nil {
+		return err
+	}
+	table, err := d.dp.maps.FDB.All(func(i uint32) netip.Addr { return byIndex[i].Remote })
+	if err != nil {
+		return err
+	}
+	return d.adopt(table)
+}
+
+// look reads everything from the kernel.
+func (d *Daemon) look() error {
 	v := newView()
 	links, err := d.h.Links()
 	if err != nil {
@@ -42,19 +58,8 @@ func (d *Daemon) resync() error {
 	v.rules = d.view.rules
 	d.readRules(v)
 	d.view = v
-	if d.sys, err = readSysctls(d.h); err != nil {
-		return err
-	}
-
-	byIndex, err := d.dp.maps.VTEPs.All()
-	if err != nil {
-		return err
-	}
-	table, err := d.dp.maps.FDB.All(func(i uint32) netip.Addr { return byIndex[i].Remote })
-	if err != nil {
-		return err
-	}
-	return d.adopt(table)
+	d.sys, err = readSysctls(d.h)
+	return err
 }
 
 // adopt replaces what we believe of the FDB map by what it holds, then syncs.

@@ -27,24 +27,36 @@ func readSysctls(h *kernel.Handle) (s sysctls, err error) {
 	return s, err
 }
 
-// sync brings maps and hooks in line with the view. What is new goes into the
-// maps before a program can look for it, and what goes is taken off before its
-// entries are.
-func (d *Daemon) sync() error {
+// wanted is what maps and hooks should hold.
+type wanted struct {
+	ports    map[uint32]vxmaps.Port
+	networks map[vxmaps.NetworkKey]vxmaps.Network
+	hooks    map[hook]string // with the name of the device
+	fdb      fdb.Table
+}
+
+// want reckons that from the view and from what stands at our devices.
+func (d *Daemon) want() (*wanted, error) {
 	now := vxmaps.Now()
-	d.captured, d.captureStamp = capturing(d.opt.runDir(), d.dp.pins)
 	wantPorts := map[uint32]vxmaps.Port{}
 	wantNets := map[vxmaps.NetworkKey]vxmaps.Network{}
 	wantHooks := map[hook]string{}
 	wantFDB := fdb.Table{}
 	if err := d.readTC(); err != nil {
-		return err
+		return nil, err
 	}
 	for _, n := range slices.Concat(d.fast(), d.guarded()) {
 		n.resolve(d.view)
 	}
-	if err := d.syncSources(); err != nil {
-		return err
+	if d.dp != nil { // else only somebody who compares
+		d.captured, d.captureStamp = capturing(d.opt.runDir(), d.dp.pins)
+		if err := d.syncSources(); err != nil {
+			return nil, err
+		}
+	} else {
+		for _, n := range slices.Concat(d.fast(), d.guarded()) {
+			n.from = n.senders(d.view)
+		}
 	}
 	for _, n := range d.guarded() {
 		wantNets[n.key()] = vxmaps.Network{Net: n.id, Local: n.local, Guard: true, Off: true, Check: n.from.check}
@@ -55,7 +67,7 @@ func (d *Daemon) sync() error {
 	for _, n := range d.fast() {
 		for _, l := range d.view.ports(n) {
 			if _, err := d.readPeer(l); err != nil {
-				return err
+				return nil, err
 			}
 		}
 		if n.off != n.told {
@@ -90,7 +102,18 @@ func (d *Daemon) sync() error {
 		}
 		maps.Copy(wantFDB, d.view.table(n, now))
 	}
+	return &wanted{wantPorts, wantNets, wantHooks, wantFDB}, nil
+}
 
+// sync brings maps and hooks in line with the view. What is new goes into the
+// maps before a program can look for it, and what goes is taken off before its
+// entries are.
+func (d *Daemon) sync() error {
+	w, err := d.want()
+	if err != nil {
+		return err
+	}
+	wantPorts, wantNets, wantHooks, wantFDB := w.ports, w.networks, w.hooks, w.fdb
 	// Entries that must not be used any more go first.
 	for k := range d.fdb {
 		if _, ok := wantFDB[k]; !ok {
@@ -246,6 +269,9 @@ func (d *Daemon) attach(h hook, dev string) error {
 			return nil // it went or was renamed while we looked: its event is on the way
 		}
 		return err
+	}
+	if f, ok := d.at.(interface{ fresh() bool }); ok && f.fresh() && d.hooks[h] {
+		d.repaired("attach " + h.program + " to " + dev + " (" + h.direction() + ")")
 	}
 	d.hooks[h] = true
 	return nil

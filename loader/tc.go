@@ -22,6 +22,7 @@ import (
 // kernels without tcx (before 6.6). The filter lives in the kernel by itself,
 // so nothing needs a pin.
 type clsact struct {
+	added    bool // the last attach found nothing of ours
 	rtnl     *tc.Tc
 	instance string
 	// made says of a device that its qdisc is ours to remove.
@@ -67,6 +68,7 @@ func haveClsact() error {
 
 func (c *clsact) name() string { return "clsact" }
 func (c *clsact) close() error { return c.rtnl.Close() }
+func (c *clsact) fresh() bool  { return c.added }
 
 func (c *clsact) filterName(program string) string { return filterPrefix + c.instance + "/" + program }
 
@@ -116,6 +118,7 @@ func (c *clsact) attach(h hook, dev string, prog *ebpf.Program) error {
 	if err != nil {
 		return fail(err)
 	}
+	c.added = old.BPF == nil
 	// Replacing it by itself would be an event that the daemon itself follows.
 	if id, ok := programID(prog); ok && old.BPF != nil && old.BPF.ID != nil && ebpf.ProgramID(*old.BPF.ID) == id {
 		return nil

@@ -17,7 +17,13 @@ import (
 
 // tcx attaches by bpf_link (kernel 6.6), pinned as <program>-<ifindex>-<direction>,
 // so that the data path outlives the daemon.
-type tcx struct{ dir string }
+type tcx struct {
+	dir  string
+	made bool
+}
+
+// fresh reports that the last attach found nothing of ours at its hook.
+func (t *tcx) fresh() bool { return t.made }
 
 func (t *tcx) name() string { return "tcx" }
 func (t *tcx) close() error { return nil }
@@ -31,6 +37,7 @@ func (t *tcx) attach(h hook, dev string, prog *ebpf.Program) error {
 		return fmt.Errorf("attach %s to %s (tcx %s): %w", h.program, dev, h.direction(), err)
 	}
 	path := t.path(h)
+	t.made = false
 	old, err := link.LoadPinnedLink(path, nil)
 	switch {
 	case err == nil:
@@ -66,6 +73,7 @@ func (t *tcx) attach(h hook, dev string, prog *ebpf.Program) error {
 		return fail(err)
 	}
 	defer l.Close()
+	t.made = true
 	if err := l.Pin(path); err != nil {
 		return fail(fmt.Errorf("pin the link: %w", err))
 	}

@@ -53,7 +53,7 @@ func New(m *bpf.Maps) *Set {
 // with the returned function.
 func OpenPinned(dir string) (*Set, func() error, error) {
 	var m bpf.Maps
-	for name, dst := range byName(&m) {
+	for name, dst := range ByName(&m) {
 		p, err := ebpf.LoadPinnedMap(filepath.Join(dir, name), &ebpf.LoadPinOptions{})
 		if err != nil {
 			return nil, nil, errors.Join(fmt.Errorf("open pinned map %s: %w", filepath.Join(dir, name), err), closeAll(&m))
@@ -63,7 +63,8 @@ func OpenPinned(dir string) (*Set, func() error, error) {
 	return New(&m), func() error { return closeAll(&m) }, nil
 }
 
-func byName(m *bpf.Maps) map[string]**ebpf.Map {
+// ByName lists the pinned maps by the names of their pins.
+func ByName(m *bpf.Maps) map[string]**ebpf.Map {
 	return map[string]**ebpf.Map{
 		"vx_fdb": &m.VxFdb, "vx_vni": &m.VxVni, "vx_port": &m.VxPort,
 		"vx_vtep": &m.VxVtep, "vx_control": &m.VxControl, "vx_count": &m.VxCount, "vx_vtep_count": &m.VxVtepCount,
@@ -72,7 +73,7 @@ func byName(m *bpf.Maps) map[string]**ebpf.Map {
 }
 
 func closeAll(m *bpf.Maps) (err error) {
-	for _, p := range byName(m) {
+	for _, p := range ByName(m) {
 		if *p != nil {
 			err = errors.Join(err, (*p).Close())
 		}

@@ -367,6 +367,14 @@ func (h *Handle) SetMAC(index int, mac fdb.MAC) error {
 	return nil
 }
 
+// Rename gives a link another name. Kernels before 6.2 want it down for that.
+func (h *Handle) Rename(index int, name string) error {
+	if err := h.setLink(index, 0, 0, nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name))); err != nil {
+		return fmt.Errorf("rename link %d to %s: %w", index, name, err)
+	}
+	return nil
+}
+
 // SetAlias writes the free text that `ip link` shows as alias, at most 255
 // bytes; "" clears it.
 func (h *Handle) SetAlias(index int, alias string) error {

@@ -104,7 +104,7 @@ func Apply(ctx context.Context, p *Plan, k Kernel, journal Journal) (Owned, erro
 	after := p.before.Clone()
 	after.reindex(r.moved)
 	if left != nil {
-		after.merge(r.owned)
+		after.Merge(r.owned)
 		err = errors.Join(err, fmt.Errorf("roll back: %w", left))
 	}
 	if r.journaled {
@@ -151,7 +151,7 @@ func (r *run) rollBack(before Owned) error {
 	var errs []error
 	if len(r.undo) > 0 {
 		// What was ours and is gone comes back now, so it is claimed again.
-		errs = append(errs, r.claim(func(o *Owned) { o.merge(before) }))
+		errs = append(errs, r.claim(func(o *Owned) { o.Merge(before) }))
 	}
 	for _, f := range slices.Backward(r.undo) {
 		errs = append(errs, f())

@@ -34,14 +34,45 @@ func (b *builder) step(p phase, what string, do func(*run) error) {
 	b.plan.steps = append(b.plan.steps, step{p, what, do})
 }
 
-// do adds an action and the one step that carries it out.
-func (b *builder) do(p phase, a Action, do func(*run) error) {
+// do adds an action and the one step that carries it out. It reports whether
+// the action is part of the plan, and not someone else's to undo.
+func (b *builder) do(p phase, a Action, do func(*run) error) bool {
+	if !b.mine(a) {
+		a.Net = b.network
+		b.plan.Foreign = append(b.plan.Foreign, a)
+		return false
+	}
 	b.act(a)
 	what := string(a.Verb) + " " + a.Object
 	if a.Attr != "" {
 		what += " " + string(a.Attr)
 	}
 	b.step(p, what, do)
+	return true
+}
+
+// mine reports whether an action puts back what Options.Repair records. A link
+// of ours is ours with all that the config puts on it.
+func (b *builder) mine(a Action) bool {
+	rec := b.opts.Repair
+	if rec == nil || a.link == "" {
+		return true
+	}
+	if slices.ContainsFunc(rec.Links, func(r OwnedLink) bool { return r.Name == a.link }) {
+		return true
+	}
+	switch {
+	case a.Verb == Change && a.Attr != "":
+		return slices.ContainsFunc(rec.Changes, func(r OwnedChange) bool { return r.Link == a.link && r.Attr == a.Attr })
+	case a.Verb == Add || a.Verb == Change:
+		return slices.ContainsFunc(rec.Ports, func(r OwnedPort) bool { return portObject(r.Link, r.Bridge) == a.Object }) ||
+			slices.ContainsFunc(rec.Remotes, func(r OwnedRemote) bool { return remoteObject(r) == a.Object }) ||
+			slices.ContainsFunc(rec.Statics, func(r OwnedStatic) bool {
+				return staticObject(r.Link, Static{r.MAC, r.VTEP}) == a.Object || a.Verb == Change && r.Link == a.link && staticName(r.Link, r.MAC) == a.Object
+			}) ||
+			slices.ContainsFunc(rec.Addresses, func(r OwnedAddress) bool { return addressObject(r.Link, r.Prefix) == a.Object })
+	}
+	return false
 }
 
 const byOthers = "not made by vxbpf"
@@ -297,7 +328,7 @@ func (b *builder) change(object string, w *wants) {
 		case w.link.Kind == kindVXLAN:
 			p = phaseVXLAN
 		}
-		b.do(p, Action{Verb: Change, Object: object, Attr: d.attr, Old: d.have, New: d.want}, set(w.link.Name, d.attr, d.want, !w.made))
+		b.do(p, Action{Verb: Change, Object: object, link: w.link.Name, Attr: d.attr, Old: d.have, New: d.want}, set(w.link.Name, d.attr, d.want, !w.made))
 	}
 }
 
@@ -320,8 +351,11 @@ func (b *builder) buildBridge(t *target) {
 		delay, hasDelay := b.forwardDelay(t)
 		if t.bridgeFate == absent {
 			st := LinkState{Kind: kindBridge, MAC: bridgeMAC(t.device.MAC, br.Name), Bridge: &kernel.Bridge{STP: deref(br.STP, false), ForwardDelay: delay, Ageing: bridgeAgeing(t.net.Ageing)}}
-			b.do(phaseBridge, Action{Verb: Create, Object: object, Reason: "not there", New: fmt.Sprintf("stp %s, forward_delay %s, ageing %s, mtu %d",
+			made := b.do(phaseBridge, Action{Verb: Create, Object: object, link: br.Name, Reason: "not there", New: fmt.Sprintf("stp %s, forward_delay %s, ageing %s, mtu %d",
 				onOff(st.Bridge.STP), delay, st.Bridge.Ageing, t.mtu)}, create(OwnedLink{Name: br.Name, Kind: kindBridge}, st))
+			if !made {
+				return
+			}
 			// Set even if it is what a new bridge has: a bridge whose MTU was
 			// never set follows its smallest port.
 			b.step(phaseMTU, "set mtu of "+object, set(br.Name, AttrMTU, strconv.Itoa(t.mtu), false))
@@ -348,12 +382,12 @@ func (b *builder) buildBridge(t *target) {
 		}
 	}
 	for _, p := range br.Addresses {
-		object := fmt.Sprintf("address %s on %s", p, br.Name)
+		object := addressObject(br.Name, p)
 		if t.bridgeFate != absent && slices.Contains(b.snap.AddressesOf(t.bridge.Index), p) {
 			b.act(Action{Verb: Keep, Object: object})
 			continue
 		}
-		b.do(phaseAddress, Action{Verb: Add, Object: object}, addAddress(br.Name, p))
+		b.do(phaseAddress, Action{Verb: Add, Object: object, link: br.Name}, addAddress(br.Name, p))
 	}
 }
 
@@ -373,7 +407,9 @@ func (b *builder) buildLink(t *target) int {
 			rec.Replaced = r.Replaced
 		}
 		if t.linkFate == absent {
-			b.do(phaseVXLAN, Action{Verb: Create, Object: object, Reason: "not there", New: stateText(b.snap, st)}, create(rec, st))
+			if !b.do(phaseVXLAN, Action{Verb: Create, Object: object, link: n.Link, Reason: "not there", New: stateText(b.snap, st)}, create(rec, st)) {
+				return mtu
+			}
 		} else {
 			if _, made := b.owned.Made(old); !made {
 				orig := b.original(old)
@@ -469,11 +505,11 @@ func (b *builder) buildPort(t *target, have kernel.Link) {
 	object := portObject(n.Link, n.Bridge.Name)
 	switch {
 	case have.Master == 0:
-		b.do(phaseMaster, Action{Verb: Add, Object: object}, enslave(n.Link, n.Bridge.Name))
+		b.do(phaseMaster, Action{Verb: Add, Object: object, link: n.Link}, enslave(n.Link, n.Bridge.Name))
 	case b.snap.Name(have.Master) == n.Bridge.Name:
 		b.act(Action{Verb: Keep, Object: object})
 	default:
-		b.do(phaseMaster, Action{Verb: Change, Object: "vxlan " + n.Link, Attr: AttrMaster, Old: b.snap.Name(have.Master), New: n.Bridge.Name},
+		b.do(phaseMaster, Action{Verb: Change, Object: "vxlan " + n.Link, link: n.Link, Attr: AttrMaster, Old: b.snap.Name(have.Master), New: n.Bridge.Name},
 			enslave(n.Link, n.Bridge.Name))
 	}
 }
@@ -497,7 +533,7 @@ func (b *builder) buildRemotes(t *target, have kernel.Link) {
 			b.act(Action{Verb: Keep, Object: remoteObject(rec)})
 			continue
 		}
-		b.do(phaseRemote, Action{Verb: Add, Object: remoteObject(rec)}, addRemote(n.Link, r))
+		b.do(phaseRemote, Action{Verb: Add, Object: remoteObject(rec), link: n.Link}, addRemote(n.Link, r))
 	}
 }
 
@@ -538,22 +574,28 @@ func (b *builder) buildStatics(t *target, have kernel.Link) {
 			if !byUs {
 				reason = byOthers + "; put back on unload"
 			}
-			b.do(phaseStatic, Action{Verb: Change, Object: fmt.Sprintf("static %s on %s", e.MAC, n.Link), Old: is.VTEP.String(), New: e.VTEP.String(), Reason: reason},
+			b.do(phaseStatic, Action{Verb: Change, Object: staticName(n.Link, e.MAC), link: n.Link, Old: is.VTEP.String(), New: e.VTEP.String(), Reason: reason},
 				putStatic(n.Link, want, previous))
 		default:
-			b.do(phaseStatic, Action{Verb: Add, Object: staticObject(n.Link, want)}, putStatic(n.Link, want, netip.Addr{}))
+			b.do(phaseStatic, Action{Verb: Add, Object: staticObject(n.Link, want), link: n.Link}, putStatic(n.Link, want, netip.Addr{}))
 		}
 	}
 }
 
 func remoteObject(r OwnedRemote) string { return fmt.Sprintf("remote %s on %s", r.Remote, r.Link) }
 
+func staticName(link string, mac fdb.MAC) string { return fmt.Sprintf("static %s on %s", mac, link) }
+
+func addressObject(link string, p netip.Prefix) string {
+	return fmt.Sprintf("address %s on %s", p, link)
+}
+
 func staticObject(link string, s Static) string {
 	return fmt.Sprintf("static %s -> %s on %s", s.MAC, s.VTEP, link)
 }
 
 func (b *builder) removeAddress(r OwnedAddress) {
-	b.do(phaseRemoveAddress, Action{Verb: Remove, Object: fmt.Sprintf("address %s on %s", r.Prefix, r.Link), Reason: b.why}, delAddress(r))
+	b.do(phaseRemoveAddress, Action{Verb: Remove, Object: addressObject(r.Link, r.Prefix), Reason: b.why}, delAddress(r))
 }
 
 func (b *builder) removeRemote(r OwnedRemote) {
@@ -562,7 +604,7 @@ func (b *builder) removeRemote(r OwnedRemote) {
 
 func (b *builder) removeStatic(r OwnedStatic) {
 	if r.Previous.IsValid() {
-		b.do(phaseRemoveStatic, Action{Verb: Change, Object: fmt.Sprintf("static %s on %s", r.MAC, r.Link), Old: r.VTEP.String(), New: r.Previous.String(),
+		b.do(phaseRemoveStatic, Action{Verb: Change, Object: staticName(r.Link, r.MAC), Old: r.VTEP.String(), New: r.Previous.String(),
 			Reason: b.why + ": as found"}, delStatic(r))
 		return
 	}

@@ -246,7 +246,7 @@ func (o *Owned) reindex(moved map[int]int) {
 }
 
 // merge adds the records of p that o does not have.
-func (o *Owned) merge(p Owned) {
+func (o *Owned) Merge(p Owned) {
 	for _, r := range p.Links {
 		if !slices.ContainsFunc(o.Links, func(q OwnedLink) bool { return q.Name == r.Name && q.Index == r.Index }) {
 			o.Links = append(o.Links, r)

@@ -35,6 +35,8 @@ type Action struct {
 	New    string `json:"new,omitempty"`     // value wanted
 	Reason string `json:"reason,omitempty"`  // why
 	Net    string `json:"network,omitempty"` // name of the network it is for
+
+	link string // the link it is about, for Options.Repair
 }
 
 // String is the action on one line.
@@ -75,6 +77,8 @@ type Plan struct {
 	// Notices are what the operator should know and Apply does not change, a
 	// sentence each.
 	Notices []string
+	// Foreign is what differs from the config and is not ours to put back (Options.Repair).
+	Foreign []Action
 	// Resolved has an element for each network of the config.
 	Resolved []ResolvedNetwork
 

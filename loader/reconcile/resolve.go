@@ -30,6 +30,10 @@ type Options struct {
 	InPlace []Attr
 	// Position places errors in the config file. nil: plain errors.
 	Position Positioner
+	// Repair plans only what puts back what is in this record, by name: links that
+	// somebody deleted are in no record of what is there any more. What else
+	// differs from the config stands in Plan.Foreign. nil: everything.
+	Repair *Owned
 }
 
 // NewPlan compares what cfg wants with the host and with what vxbpf made
