@@ -852,6 +852,8 @@ func encapCases(s scene) []progCase {
 		{name: "multicast", hook: h, frame: sent(inner{dst: group}), reason: bpf.BUM},
 		{name: "arp request", hook: h, frame: arp(alice), reason: bpf.BUM},
 		{name: "unknown source", hook: h, frame: sent(inner{src: nobody}), reason: reason("src_unknown")},
+		{name: "source that the kernel has yet to confirm", hook: h, prepare: flags(alice, bpf.EntryPending), frame: sent(inner{}), reason: reason("src_unknown"), check: kept(alice)},
+		{name: "destination that the kernel has yet to confirm", hook: h, prepare: flags(bob, bpf.EntryPending), frame: sent(inner{}), reason: reason("dst_unknown"), check: kept(bob)},
 		{name: "source moved from a VTEP", hook: h, frame: sent(inner{src: dave}), reason: reason("src_moved"), check: gone(dave)},
 		{name: "source moved from a port", hook: h, prepare: func(l *lab) { l.edit(alice, func(e *bpf.FDBEntry) { e.To = l.bridge }) },
 			frame: sent(inner{}), reason: reason("src_moved"), check: gone(alice)},
@@ -924,6 +926,8 @@ func decapCases(s scene) []progCase {
 			o.to(s.group)
 		}))},
 		{name: "unknown source", hook: h, frame: received(inner{src: nobody}), reason: reason("src_unknown")},
+		{name: "source that the kernel has yet to confirm", hook: h, prepare: flags(bob, bpf.EntryPending), frame: received(inner{}), reason: reason("src_unknown"), check: kept(bob)},
+		{name: "destination that the kernel has yet to confirm", hook: h, prepare: flags(alice, bpf.EntryPending), frame: received(inner{}), reason: reason("dst_unknown"), check: kept(alice)},
 		{name: "source moved to another VTEP", hook: h, frame: received(inner{src: dave}), reason: reason("src_moved"), check: gone(dave)},
 		{name: "source from no VTEP", hook: h, frame: received(inner{}, on(func(o *outer) { o.from(stranger) })), reason: reason("src_moved"), check: gone(bob)},
 		{name: "source moved from a port", hook: h, frame: received(inner{src: tap}), reason: reason("src_moved"), check: gone(tap)},
@@ -958,7 +962,7 @@ func decapCases(s scene) []progCase {
 		{name: "another of our addresses", hook: h, frame: received(inner{}, on(func(o *outer) { o.to(stranger) })), reason: reason("outer_not_local")},
 		{name: "aggregate", hook: h, frame: received(inner{tcp: true, payload: 1200}), gsoSize: 500, gsoSegs: 3, reason: bpf.Aggregate, check: slowNow(bob)},
 		{name: "behind an aggregate", hook: h, prepare: func(l *lab) { l.edit(bob, func(e *bpf.FDBEntry) { e.Slow = ago(0) }) }, frame: received(inner{}), reason: reason("in_order")},
-		{name: "long after an aggregate", hook: h, prepare: func(l *lab) { l.edit(bob, func(e *bpf.FDBEntry) { e.Slow = ago(2 * hold) }) }, frame: received(inner{}), reason: bpf.Fast},
+		{name: "after the hold", hook: h, prepare: func(l *lab) { l.edit(bob, func(e *bpf.FDBEntry) { e.Slow = ago(hold + hold/10) }) }, frame: received(inner{}), reason: bpf.Fast},
 		{name: "to a port to transmit on", hook: h, frame: received(inner{dst: tap}), reason: reason("port_kind")},
 		{name: "network off", hook: h, frame: received(inner{}), reason: reason("not_ready"), prepare: func(l *lab) {
 			n := l.network()
@@ -1059,6 +1063,8 @@ func deliverCases(s scene) []progCase {
 		{name: "broadcast", hook: h, frame: got(inner{dst: broadcast}), reason: bpf.BUM},
 		{name: "arp request", hook: h, frame: arp(bob), reason: bpf.BUM},
 		{name: "unknown source", hook: h, frame: got(inner{src: nobody}), reason: reason("src_unknown")},
+		{name: "source that the kernel has yet to confirm", hook: h, prepare: flags(bob, bpf.EntryPending), frame: got(inner{}), reason: reason("src_unknown"), check: kept(bob)},
+		{name: "destination that the kernel has yet to confirm", hook: h, prepare: flags(alice, bpf.EntryPending), frame: got(inner{}), reason: reason("dst_unknown"), check: kept(alice)},
 		{name: "source moved from a port", hook: h, frame: got(inner{src: tap}), reason: reason("src_moved"), check: gone(tap)},
 		{name: "static local source", hook: h, frame: got(inner{src: sue}), reason: reason("src_static"), check: kept(sue)},
 		{name: "refresh due", hook: h, prepare: aged(bob, refresh+time.Second), frame: got(inner{}), reason: reason("refresh"), check: stampedNow(bob)},
