@@ -985,9 +985,9 @@ func decapCases(s scene) []progCase {
 		return append(cases, []progCase{
 			{name: "dont fragment", hook: h, frame: received(inner{}, on(func(o *outer) { o.ip.Flags = layers.IPv4DontFragment })), reason: bpf.Fast},
 			{name: "wrong ip checksum", hook: h, frame: received(inner{}, on(func(o *outer) { o.patch = func(b []byte) { b[24] ^= 0xff } })), reason: reason("outer_malformed")},
-			{name: "first fragment", hook: h, foreign: true, frame: received(inner{}, on(func(o *outer) { o.ip.Flags = layers.IPv4MoreFragments }))},
-			{name: "last fragment", hook: h, foreign: true, frame: received(inner{}, on(func(o *outer) { o.ip.FragOffset = 100 }))},
-			{name: "ip options", hook: h, foreign: true, frame: received(inner{}, on(func(o *outer) {
+			{name: "first fragment", hook: h, foreign: true, frame: received(inner{src: dave}, on(func(o *outer) { o.ip.Flags = layers.IPv4MoreFragments })), check: gone(dave)},
+			{name: "last fragment", hook: h, foreign: true, frame: received(inner{src: dave}, on(func(o *outer) { o.ip.FragOffset = 100 })), check: kept(dave)},
+			{name: "ip options", hook: h, foreign: true, check: gone(dave), frame: received(inner{src: dave}, on(func(o *outer) {
 				for range 4 {
 					o.ip.Options = append(o.ip.Options, layers.IPv4Option{OptionType: 1})
 				}
@@ -1019,12 +1019,17 @@ func decapCases(s scene) []progCase {
 
 		{name: "version 4 in an IPv6 header", hook: h, foreign: true, frame: received(inner{}, on(func(o *outer) { o.patch = func(b []byte) { b[ethHdr] = 0x40 } }))},
 		{name: "version 7", hook: h, foreign: true, frame: received(inner{}, on(func(o *outer) { o.patch = func(b []byte) { b[ethHdr] |= 0x10 } }))},
-		{name: "hop-by-hop options", hook: h, foreign: true, frame: received(inner{}, extend(0, 0, 0, 1, 4, 0, 0, 0, 0))},
-		{name: "routing header", hook: h, foreign: true, frame: received(inner{}, extend(43, 0, 0, 4, 0, 0, 0, 0, 0))},
-		{name: "destination options", hook: h, foreign: true, frame: received(inner{}, extend(60, 0, 0, 1, 4, 0, 0, 0, 0))},
-		{name: "first fragment", hook: h, foreign: true, frame: received(inner{}, extend(44, 0, 0, 0, 1, 1, 2, 3, 4))},
-		{name: "last fragment", hook: h, foreign: true, frame: received(inner{}, extend(44, 0, 0, 0x01, 0x00, 1, 2, 3, 4))},
-		{name: "atomic fragment", hook: h, foreign: true, frame: received(inner{}, extend(44, 0, 0, 0, 0, 1, 2, 3, 4))},
+		// The kernel learns from what is inside of these all the same, so a move shows here, too.
+		{name: "hop-by-hop options", hook: h, foreign: true, frame: received(inner{src: dave}, extend(0, 0, 0, 1, 4, 0, 0, 0, 0)), check: gone(dave)},
+		{name: "routing header", hook: h, foreign: true, frame: received(inner{src: dave}, extend(43, 0, 0, 4, 0, 0, 0, 0, 0)), check: gone(dave)},
+		{name: "routing header of 24 bytes", hook: h, foreign: true, frame: received(inner{src: dave}, extend(43, append([]byte{0, 2, 4, 0}, make([]byte, 20)...)...)), check: gone(dave)},
+		{name: "destination options", hook: h, foreign: true, frame: received(inner{src: dave}, extend(60, 0, 0, 1, 4, 0, 0, 0, 0)), check: gone(dave)},
+		{name: "first fragment", hook: h, foreign: true, frame: received(inner{src: dave}, extend(44, 0, 0, 0, 1, 1, 2, 3, 4)), check: gone(dave)},
+		{name: "first fragment with a reserved byte set", hook: h, foreign: true, frame: received(inner{src: dave}, extend(44, 0, 9, 0, 1, 1, 2, 3, 4)), check: gone(dave)},
+		{name: "second fragment", hook: h, foreign: true, frame: received(inner{src: dave}, extend(44, 0, 0, 0, 0x09, 1, 2, 3, 4)), check: kept(dave)},
+		{name: "last fragment", hook: h, foreign: true, frame: received(inner{src: dave}, extend(44, 0, 0, 0x01, 0x00, 1, 2, 3, 4)), check: kept(dave)},
+		{name: "atomic fragment", hook: h, foreign: true, frame: received(inner{src: dave}, extend(44, 0, 0, 0, 0, 1, 2, 3, 4)), check: gone(dave)},
+		{name: "destination options, the source is where it was", hook: h, foreign: true, frame: received(inner{}, extend(60, 0, 0, 1, 4, 0, 0, 0, 0)), check: kept(bob)},
 		// The header that follows is one of UDP all the same.
 		{name: "fragment header that is a udp header too", hook: h, foreign: true, frame: received(inner{}, on(func(o *outer) { o.ip6.NextHeader = 44 }))},
 		{name: "udp lite", hook: h, foreign: true, frame: received(inner{}, on(func(o *outer) { o.ip6.NextHeader = 136 }))},
