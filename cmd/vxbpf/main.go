@@ -141,7 +141,7 @@ Exit codes: 0 ok, 1 error, 2 usage or config, 3 running degraded: a network that
 	}
 	root.AddCommand(a.load(), a.confirm(), a.guard(), a.verify(), a.unload(), a.status(), a.show(), a.validate(), a.lab(), a.bench(), a.version())
 	root.AddCommand(a.importCommand(), a.exportCommand())
-	root.AddCommand(a.metrics(), a.doctor(), a.top())
+	root.AddCommand(a.metrics(), a.doctor(), a.top(), a.monitor())
 	root.AddCommand(a.capture())
 	for _, command := range extra {
 		root.AddCommand(command(a))

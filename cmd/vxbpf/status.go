@@ -256,7 +256,7 @@ func (s *statusDoc) text(w io.Writer, columns int) error {
 	}
 	what := "SENT, RECEIVED: packets since the maps were made."
 	if s.rates != nil {
-		what = fmt.Sprintf("OUT, IN: packets per second, over %.1f s.", s.Interval)
+		what = fmt.Sprintf("OUT, IN: over %.1f s.", s.Interval)
 	}
 	fmt.Fprintf(w, "\nMACS: here + behind VTEPs; the map holds %d of %d. %s\nFAST: the share that BPF carried, since the maps were made.\n", s.FDB.Entries, s.FDB.Size, what)
 	return nil
@@ -381,10 +381,10 @@ func (s *statusDoc) slow(w io.Writer, narrow bool) error {
 	slices.SortFunc(rows, func(a, b row) int {
 		return cmp.Or(cmp.Compare(b.n, a.n), strings.Compare(a.net+a.hook+a.reason, b.net+b.hook+b.reason))
 	})
-	const most = 8
+	most := 8
 	wide := 44
 	if narrow {
-		wide = 36
+		wide, most = 36, 3 // what comes first shall not scroll away
 	}
 	fmt.Fprintln(w, "\nTaken by the kernel since the maps were made:")
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)

@@ -3,8 +3,10 @@
 package e2e
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -40,6 +42,8 @@ func TestObserve(t *testing.T) {
 	t.Run("narrow", func(t *testing.T) { w.in(t).narrow() })
 	t.Run("vteps", func(t *testing.T) { w.in(t).byVTEP(a, b) })
 	t.Run("metrics", func(t *testing.T) { w.in(t).metrics(socket, a, b) })
+	t.Run("top", func(t *testing.T) { w.in(t).topOnce() })
+	t.Run("monitor", func(t *testing.T) { w.in(t).monitored() })
 	// Last: it takes programs off.
 	t.Run("dead", func(t *testing.T) { w.in(t).dead(d) })
 }
@@ -343,5 +347,95 @@ func (w *world) metrics(socket string, a, b *testenv.Container) {
 	}
 	if b, err := os.ReadFile(file); err != nil || len(series(t, string(b))) < len(after)-6 {
 		t.Errorf("textfile: %v\n%s", err, b)
+	}
+}
+
+// topOnce: the plain form has all three tables.
+func (w *world) topOnce() {
+	out, errOut, code := w.vxbpf("h1", "top", "--once", "--interval", "200ms")
+	if code != 0 {
+		w.t.Fatalf("top --once: exit %d\n%s", code, errOut)
+	}
+	for _, want := range []string{"\nNETWORK ", "\nmgmt ", "\nVTEP ", "\n192.0.2.12 ", "REASON"} {
+		if !strings.Contains(out, want) {
+			w.t.Errorf("top --once has no %q:\n%s", want, out)
+		}
+	}
+}
+
+// monitored: what happens is said, in order, a line of JSON each.
+func (w *world) monitored() {
+	h := w.Host("h1")
+	cmd := h.NS.Command(w.ctx, w.bin, "--instance", h.Instance(), "monitor", "-o", "json", "--interval", "50ms")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	ready, err := cmd.StderrPipe()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		w.t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(ready).ReadString('\n'); err != nil {
+		w.t.Fatalf("monitor: %q, %v", line, err)
+	}
+	type event struct{ Kind, MAC, Port, VTEP, From, To, Reason string }
+	events := make(chan event, 64)
+	go func() {
+		defer close(events)
+		for d := json.NewDecoder(out); ; {
+			var e event
+			if d.Decode(&e) != nil {
+				return
+			}
+			events <- e
+		}
+	}()
+	await := func(what string, is func(event) bool) {
+		w.t.Helper()
+		bound := time.After(10 * time.Second)
+		for {
+			select {
+			case e, ok := <-events:
+				if !ok {
+					w.t.Fatalf("monitor ended before %s", what)
+				}
+				if is(e) {
+					return
+				}
+			case <-bound:
+				w.t.Fatalf("monitor did not tell: %s", what)
+			}
+		}
+	}
+	run := func(command string) {
+		w.t.Helper()
+		f := strings.Fields(command)
+		if b, err := h.NS.Command(w.ctx, f[0], f[1:]...).CombinedOutput(); err != nil {
+			w.t.Fatalf("%s: %v\n%s", command, err, b)
+		}
+	}
+	const mac = "02:ee:00:00:00:01"
+	run("bridge fdb add " + mac + " dev v-mgmt-1 master static")
+	await("learned", func(e event) bool { return e.Kind == "fdb_learned" && e.MAC == mac && e.Port == "v-mgmt-1" })
+	run("bridge fdb add " + mac + " dev encap-mgmt self static dst 192.0.2.12")
+	run("bridge fdb replace " + mac + " dev encap-mgmt master static")
+	await("moved", func(e event) bool {
+		return e.Kind == "fdb_moved" && e.MAC == mac && e.From == "v-mgmt-1" && e.To == "192.0.2.12"
+	})
+	run("bridge fdb del " + mac + " dev encap-mgmt master")
+	await("gone", func(e event) bool { return e.Kind == "fdb_gone" && e.MAC == mac && e.From == "192.0.2.12" })
+	run("bridge fdb del " + mac + " dev encap-mgmt self")
+	run("bridge link set dev v-mgmt-1 locked on")
+	await("a slow port", func(e event) bool {
+		return e.Kind == "mode" && e.Port == "v-mgmt-1" && e.To == "slow" && strings.Contains(e.Reason, "locked")
+	})
+	run("bridge link set dev v-mgmt-1 locked off")
+	await("a fast port", func(e event) bool { return e.Kind == "mode" && e.Port == "v-mgmt-1" && e.To == "fast" })
+	// ctrl-C is how it ends.
+	if err := errors.Join(cmd.Process.Signal(os.Interrupt), cmd.Wait()); err != nil {
+		w.t.Errorf("monitor: %v", err)
 	}
 }

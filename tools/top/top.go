@@ -195,8 +195,8 @@ func (m *Model) title() string {
 		}
 	}
 	both := all.All()
-	return fmt.Sprintf("vxbpf %s  %s  out %s pkt/s %sbit/s  in %s pkt/s %sbit/s  fast %s", s.State.Instance, daemon,
-		m.si(all.Sent.Total), m.bits(all.Sent), m.si(all.Received.Total), m.bits(all.Received), both)
+	return fmt.Sprintf("vxbpf %s  fast %s  out %s/s %sbit/s  in %s/s %sbit/s  %s", s.State.Instance, both,
+		m.si(all.Sent.Total), m.bits(all.Sent), m.si(all.Received.Total), m.bits(all.Received), daemon)
 }
 
 func plus(a, b observe.Share) observe.Share {
