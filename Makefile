@@ -32,7 +32,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo build install test test-kill test-upgrade test-race test-diff test-kernels test-kernels-short bench generate check-generate lint deps clean need-go need-root need-test need-test-kernels need-dev debs package
+.PHONY: help demo build install test test-kill test-upgrade test-race test-diff test-kernels test-kernels-short bench generate check-generate lint deps clean need-go need-root need-test need-test-kernels need-dev debs package test-install
 
 # $(call have,commands,what for): stop with the way out when one is missing.
 define have
@@ -108,6 +108,12 @@ check-generate: need-go need-dev ## Fail if the committed objects are not what t
 			exit 1; }; \
 	done && \
 	echo "bpf/*_bpfel.go and bpf/*_bpfel.o are up to date"
+
+# What tests of import, installation and Ansible run.
+TEST_PACKAGES += lxc lxc-templates busybox-static ansible-core yamllint rpm
+TEST_COMMANDS += lxc-start busybox ansible-playbook yamllint rpm
+test-install: need-root need-test build package ## Import, packages, migration and Ansible at length: real ifupdown, dpkg, rpm, LXC, Ansible (root, about 8 minutes)
+	VXBPF_BIN=$(CURDIR)/vxbpf VXBPF_TEST_FULL=1 $(GO) test ./testenv/e2e -run '^(TestOldSetup|TestIfupdown|TestLXC|TestPackage|TestPackageScripts|TestMigration|TestAnsible|TestAnsibleLint)$$' -count=1 -v -timeout 30m
 
 # Packages that tests install on machines of their own (copies in namespaces), never on this one.
 DEBS := ifupdown bridge-utils

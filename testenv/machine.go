@@ -113,6 +113,12 @@ func (m *Machine) Path(name string) string {
 	return filepath.Join("/proc", strconv.Itoa(m.init.Process.Pid), "root", m.dir, "root", name)
 }
 
+// Pid of the machine's first process, and Root, its root directory as that process sees it: what nsenter and chroot take.
+func (m *Machine) Pid() int { return m.init.Process.Pid }
+
+// Root is described at Pid.
+func (m *Machine) Root() string { return filepath.Join(m.dir, "root") }
+
 // Write makes a file of the machine, and its directory.
 func (m *Machine) Write(name string, b []byte, mode os.FileMode) error {
 	p := m.Path(name)

@@ -80,6 +80,13 @@ func (w *world) machine(host string, packages ...string) *machine {
 	return x
 }
 
+// patience is for tests of tools that take their time: the world's is 3 minutes.
+func (w *world) patience(d time.Duration) {
+	ctx, cancel := context.WithTimeout(w.t.Context(), d)
+	w.t.Cleanup(cancel)
+	w.ctx = ctx
+}
+
 func (w *world) check(err error) {
 	w.t.Helper()
 	if err != nil {
@@ -159,7 +166,7 @@ func (m *machine) netnsOf(name, pid string) testenv.NS {
 // fiveNetworks is the use case: five networks over one underlay, with groups.
 func fiveNetworks(containers int) testenv.Spec {
 	s := testenv.DefaultSpec()
-	s.Containers = containers
+	s.Containers, s.HostAddresses = containers, nil
 	return s
 }
 
@@ -197,6 +204,7 @@ func TestOldSetup(t *testing.T) {
 		spec.Networks = spec.Networks[1:3]
 	}
 	w := up(t, spec, false)
+	w.patience(6 * time.Minute)
 	nets := len(spec.Networks)
 	hosts := []*machine{w.machine("h1", "ifupdown", "bridge-utils"), w.machine("h2", "ifupdown", "bridge-utils")}
 	attach := func() {

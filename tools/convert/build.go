@@ -145,6 +145,7 @@ func (h *host) defaults(n *network) {
 		def("port", "8472", "not written there; the kernel's default is 8472")
 	}
 	if _, ok := n.set["group"]; ok {
+		n.notes = append(n.notes, Note{v.at, "the kernel takes packets of a group from any sender; vxbpf takes them from the subnet of the underlay device, or from allowed_sources"})
 		switch t := n.set["ttl"]; t.text {
 		case "", "auto":
 			n.notes = append(n.notes, Note{v.at, "no ttl there, which is 1 for a multicast group; a group of vxbpf needs more: it is 5"})
@@ -434,7 +435,8 @@ func common(nets []*network) settings {
 func (h *host) render(source string, nets []*network, hoist bool) []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "# Written by vxbpf import from %s.\n", comment(source))
-	b.WriteString("# See what it would change: vxbpf load --dry-run. All keys: vxbpf validate --reference.\n")
+	b.WriteString("# See what it would change: vxbpf load --dry-run. All keys: vxbpf validate --reference.\n" +
+		"# Only the hosts named under remotes and fdb may send to a network; more of them: allowed_sources.\n")
 	var left []string
 	for _, o := range h.links {
 		if o.name != "lo" && h.findVXLAN(o.name) == nil && h.findBridge(o.name) == nil {

@@ -214,7 +214,7 @@ func same(a, b *config.Config) string {
 			if n.Ageing == 0 {
 				n.Ageing = never
 			}
-			n.Datapath, n.MSSClamp, n.BypassNetfilter = "", 0, false
+			n.Datapath, n.MSSClamp, n.BypassNetfilter, n.VLANTags, n.Sources = "", 0, false, 0, config.Sources{}
 		}
 		return out
 	}
@@ -320,7 +320,8 @@ func TestRoundTrip(t *testing.T) {
 // TestExportSaysWhatItCannot: a key without an equivalent is a note and a comment.
 func TestExportSaysWhatItCannot(t *testing.T) {
 	cfg, err := config.Parse("config.yaml", []byte(`
-underlay: {device: eth2, ttl: inherit, tos: 0x10, df: inherit, source_ports: [40000, 50000]}
+vlan_tags: 1
+underlay: {device: eth2, allowed_sources: [192.0.2.0/24], ttl: inherit, tos: 0x10, df: inherit, source_ports: [40000, 50000]}
 mss_clamp: auto
 networks:
   - {name: mgmt, vni: 236, bridge: br-mgmt, remotes: [192.0.2.12, 192.0.2.13], ageing: 0}
@@ -329,7 +330,7 @@ networks:
 		t.Fatal(err)
 	}
 	for f, wants := range map[Format][]string{
-		Ifupdown:  {"mss_clamp"},
+		Ifupdown:  {"mss_clamp", "vlan_tags", "allowed_sources"},
 		IPRoute2:  {"mss_clamp"},
 		Networkd:  {"mss_clamp", "drop-in"},
 		Netplan:   {"mss_clamp", "ttl inherit", "df inherit", "one remote"},

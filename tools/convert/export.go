@@ -66,6 +66,12 @@ func (e *exporter) features() {
 		if outerV6(n) && !n.Group.IsValid() && !n.Underlay.Local.IsValid() && len(n.Remotes) == 0 {
 			e.note("network %s: nothing but its entries says that the underlay is IPv6; add local, or the link is made for IPv4", n.Name)
 		}
+		if n.VLANTags > 0 && n.MTU == 0 && n.Underlay.MTU == 0 {
+			e.note("network %s: vlan_tags has no equivalent, and its MTU is the kernel's, without room for tags; give containers that send tags %d bytes less", n.Name, 4*n.VLANTags)
+		}
+		if n.Sources.Given && !n.Sources.Any {
+			e.note("network %s: allowed_sources has no equivalent; the kernel takes packets from any sender, so filter UDP port %d by source", n.Name, n.Underlay.Port)
+		}
 		if n.MSSClamp != config.MSSOff {
 			e.note("network %s: mss_clamp has no equivalent; containers with a larger MTU than the network's need it, or a smaller MTU", n.Name)
 		}
@@ -98,7 +104,8 @@ func sh(name string) string {
 // mtu of vxlan link and bridge: 0 where the tool comes to the same.
 func (e *exporter) mtu(n *config.Network) int {
 	if n.MTU == 0 && n.Underlay.MTU != 0 {
-		return n.Underlay.MTU - config.Overhead(outerV6(n))
+		over, _ := n.Overhead(outerV6(n))
+		return n.Underlay.MTU - over
 	}
 	return n.MTU
 }
