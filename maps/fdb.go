@@ -83,6 +83,36 @@ func (f *FDB) Has(k fdb.Key) (bool, error) {
 	}
 }
 
+// Placed is an entry as the programs find it.
+type Placed struct {
+	fdb.Entry
+	Index uint32        // of a remote entry's VTEP; Entry.VTEP is not set
+	Slow  time.Duration // when a received unicast frame of the MAC last took the slow path
+}
+
+// Get reads one entry.
+func (f *FDB) Get(k fdb.Key) (p Placed, ok bool, err error) {
+	var v bpf.FDBEntry
+	if err := f.m.Lookup(fdbKey(k), &v); errors.Is(err, ebpf.ErrKeyNotExist) {
+		return p, false, nil
+	} else if err != nil {
+		return p, false, fmt.Errorf("look up FDB entry %v: %w", k, err)
+	}
+	p = Placed{Entry: entry(v), Slow: time.Duration(v.Slow)}
+	if p.Kind == fdb.Remote {
+		p.Index, p.Port = v.To, 0
+	}
+	return p, true, nil
+}
+
+func entry(v bpf.FDBEntry) fdb.Entry {
+	e := fdb.Entry{Kind: fdb.Kind(v.Kind), Port: v.To, MTU: v.Mtu, Seen: time.Duration(v.Seen)}
+	for _, f := range flags(&e) {
+		*f.on = v.Flags&f.bit != 0
+	}
+	return e
+}
+
 // All reads the whole table. vtep turns an index into an address.
 func (f *FDB) All(vtep func(uint32) netip.Addr) (fdb.Table, error) {
 	t := fdb.Table{}
@@ -90,10 +120,7 @@ func (f *FDB) All(vtep func(uint32) netip.Addr) (fdb.Table, error) {
 	var v bpf.FDBEntry
 	it := f.m.Iterate()
 	for it.Next(&k, &v) {
-		e := fdb.Entry{Kind: fdb.Kind(v.Kind), Port: v.To, MTU: v.Mtu, Seen: time.Duration(v.Seen)}
-		for _, f := range flags(&e) {
-			*f.on = v.Flags&f.bit != 0
-		}
+		e := entry(v)
 		if e.Kind == fdb.Remote {
 			e.VTEP, e.Port = vtep(v.To), 0
 		}
