@@ -258,8 +258,9 @@ func (d *Daemon) attach(h hook, dev string) error {
 	if err != nil {
 		return err
 	}
-	if len(d.captured) > 0 {
-		if id, err := d.at.at(h); err == nil && d.captured[id] {
+	// Asked now, not at the beginning of the sync: a capture may have begun since.
+	if id, err := d.at.at(h); err == nil && id != 0 && !isProgram(prog, id) {
+		if programs, _ := capturing(d.opt.runDir(), d.dp.pins); programs[id] {
 			d.hooks[h] = true
 			return nil // the same over the same maps, and a copy of packets for who captures
 		}

@@ -194,3 +194,8 @@ func after(ifindex int, egress bool, ours func(ebpf.ProgramID) bool) (string, er
 }
 
 func gone(err error) bool { return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) }
+
+func isProgram(p *ebpf.Program, id ebpf.ProgramID) bool {
+	have, ok := programID(p)
+	return ok && have == id
+}

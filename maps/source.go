@@ -54,6 +54,20 @@ func (s *Sources) all() (map[bpf.SourceKey]bool, error) {
 	return out, nil
 }
 
+// Has asks whether an address is listed for a network.
+func (s *Sources) Has(net fdb.NetID, a netip.Addr) (bool, error) {
+	k := Source{Net: net, Prefix: netip.PrefixFrom(a, a.BitLen())}.key()
+	var v uint32
+	switch err := s.m.Lookup(k, &v); {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, ebpf.ErrKeyNotExist):
+		return false, nil
+	default:
+		return false, fmt.Errorf("look up source %v of network %d: %w", a, net, err)
+	}
+}
+
 // Set makes the map hold exactly these: what is new goes in before what is old
 // goes out. A full map is an error that names its size.
 func (s *Sources) Set(want []Source) error {

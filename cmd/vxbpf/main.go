@@ -120,7 +120,7 @@ Exit codes: 0 ok, 1 error, 2 usage or config, 3 running degraded: a network that
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usage(fmt.Errorf("%w (see `%s --help`)", err, c.CommandPath()))
 	})
-	root.AddCommand(a.features())
+	root.AddCommand(a.features(), a.trace())
 	f := root.PersistentFlags()
 	f.StringVar(&a.opt.Instance, "instance", "", "name of this data path, where a host runs several (default $VXBPF_INSTANCE, else \"default\")")
 	f.StringVar(&a.opt.PinRoot, "pin-root", loader.DefaultPinRoot, "directory on a bpf file system for pinned maps and links")

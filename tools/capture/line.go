@@ -55,6 +55,9 @@ type Headers struct {
 	SrcPort  int         `json:"src_port,omitempty"`
 	DstPort  int         `json:"dst_port,omitempty"`
 	Text     string      `json:"text"`
+
+	EtherType uint16 `json:"-"`
+	Length    int    `json:"-"` // bytes on the wire
 }
 
 func headers(x part, vlan uint16) *Headers {
@@ -62,7 +65,8 @@ func headers(x part, vlan uint16) *Headers {
 		return nil
 	}
 	f := parse(x.data, x.length, vlan)
-	h := &Headers{SrcMAC: fdb.MAC(x.data[6:12]), DstMAC: fdb.MAC(x.data[:6]), Type: fmt.Sprintf("0x%04x", f.ether), Text: f.text()}
+	h := &Headers{SrcMAC: fdb.MAC(x.data[6:12]), DstMAC: fdb.MAC(x.data[:6]), Type: fmt.Sprintf("0x%04x", f.ether), Text: f.text(),
+		EtherType: f.ether, Length: x.length}
 	if len(f.tags) > 0 {
 		h.VLAN = f.tags[0]
 	}

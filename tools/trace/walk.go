@@ -32,6 +32,7 @@ type State struct {
 	Lease    time.Duration
 	TooBig   time.Duration
 	Entry    func(fdb.Key) (maps.Placed, bool) // vx_fdb
+	Listed   func(fdb.NetID, netip.Addr) bool  // vx_source
 	Networks map[maps.NetworkKey]maps.Network
 	Ports    map[uint32]maps.Port
 	VTEPs    map[uint32]maps.VTEP // those in use; TemplateSlots says how many there could be
@@ -261,7 +262,7 @@ func (w *walker) off(flag bool, what string) bool {
 
 // Encap is vx_tc_encap at an interface: a bridge port, or the bridge device.
 func (s *State) Encap(ifindex uint32, p Packet) *Walk {
-	w := &walker{s, p, &Walk{Hook: bpf.Hook(bpf.HookEncap).String(), Device: s.Device(ifindex)}}
+	w := &walker{s, p, &Walk{Hook: bpf.HookEncap.String(), Device: s.Device(ifindex)}}
 	return w.done(w.encap(ifindex))
 }
 
@@ -367,7 +368,7 @@ type Outer struct {
 
 // Decap is vx_tc_decap at the underlay device.
 func (s *State) Decap(device string, o Outer, p Packet) *Walk {
-	w := &walker{s, p, &Walk{Hook: bpf.Hook(bpf.HookDecap).String(), Device: device}}
+	w := &walker{s, p, &Walk{Hook: bpf.HookDecap.String(), Device: device}}
 	return w.done(w.decap(o))
 }
 
@@ -380,18 +381,29 @@ func (w *walker) decap(o Outer) ended {
 		return ended{}
 	}
 	w.w.Net = n.Net
-	if w.off(n.Off, fmt.Sprintf("VNI %v, UDP port %d in vx_vni", o.Key.VNI, o.Key.Port)) {
-		return w.is("not_ready")
-	}
+	what := fmt.Sprintf("VNI %v, UDP port %d in vx_vni", o.Key.VNI, o.Key.Port)
 	if o.From.Is6() != n.Local.Is6() {
+		if w.off(n.Off || n.Guard, what) {
+			return w.is("not_ready")
+		}
 		w.step("outer packet", "of another family than the network's VTEP %v", n.Local)
 		return w.is("outer_not_local")
 	}
 	local := o.To == n.Local
-	src, known, err := w.source(n.Net, func(e maps.Placed) (bool, string) {
+	at := func(e maps.Placed) (bool, string) {
 		v, ok := s.VTEPs[e.Index]
 		return e.Kind == fdb.Remote && ok && v.Remote == o.From, o.From.String()
-	}, func(e maps.Placed) bool {
+	}
+	e, known := s.Entry(fdb.Key{Net: n.Net, MAC: w.p.Src})
+	if here, _ := at(e); (!known || !here) && s.barred(n, o.From) && s.forUs(n, o.To) {
+		w.step("outer source "+o.From.String()+" in vx_source", "not listed: no VTEP of this network")
+		return w.is("drop_stranger")
+	}
+	if w.off(n.Off || n.Guard, what) {
+		w.w.NotOurs = n.Guard
+		return w.is("not_ready")
+	}
+	src, known, err := w.source(n.Net, at, func(e maps.Placed) bool {
 		if e.Kind == fdb.Remote {
 			return e.Pinned
 		}
@@ -431,9 +443,9 @@ func (w *walker) decap(o Outer) ended {
 		w.step("a frame of the source on the slow path", "a moment ago: this one does not overtake it")
 		return w.is("in_order")
 	}
-	dst, e := w.destination(n.Net)
-	if e.ok {
-		return e
+	dst, miss := w.destination(n.Net)
+	if miss.ok {
+		return miss
 	}
 	switch dst.Kind {
 	case fdb.Remote:
@@ -455,6 +467,19 @@ func (w *walker) decap(o Outer) ended {
 	return ended{bpf.Fast, true}
 }
 
+// barred: may this outer source not send to the network?
+func (s *State) barred(n maps.Network, from netip.Addr) bool {
+	if n.Check.Off || s.Listed(n.Net, from) {
+		return false
+	}
+	return !n.Check.Follow || s.followed()
+}
+
+// forUs: does this host's vxlan device get packets to this address?
+func (s *State) forUs(n maps.Network, to netip.Addr) bool {
+	return to == n.Local || to.IsMulticast() || to == netip.AddrFrom4([4]byte{255, 255, 255, 255}) || s.Listed(maps.SourceLocal, to)
+}
+
 func (w *walker) tooLargeFor(dst maps.Placed) bool {
 	size := w.p.Length - ethHdr
 	if size <= int(dst.MTU) {
@@ -467,7 +492,7 @@ func (w *walker) tooLargeFor(dst maps.Placed) bool {
 
 // Deliver is vx_tc_deliver at a vxlan device, after the kernel decapsulated.
 func (s *State) Deliver(ifindex uint32, p Packet) *Walk {
-	w := &walker{s, p, &Walk{Hook: bpf.Hook(bpf.HookDeliver).String(), Device: s.Device(ifindex)}}
+	w := &walker{s, p, &Walk{Hook: bpf.HookDeliver.String(), Device: s.Device(ifindex)}}
 	return w.done(w.deliver(ifindex))
 }
 
