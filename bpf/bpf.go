@@ -73,6 +73,11 @@ const (
 	PlaceAny     = uint32(vxPlaceFlagPLACE_ANY)
 	PlaceFollow  = uint32(vxPlaceFlagPLACE_FOLLOW)
 	PlaceGuard   = uint32(vxPlaceFlagPLACE_GUARD)
+	PlaceSoft    = uint32(vxPlaceFlagPLACE_SOFT)
+	PlaceSG      = uint32(vxPlaceFlagPLACE_SG)
+	EntryRaw     = uint8(vxEntryFlagENTRY_RAW)
+	EntryRawTCP  = uint8(vxEntryFlagENTRY_RAW_TCP)
+	EntryRawSG   = uint8(vxEntryFlagENTRY_RAW_SG)
 
 	VTEPReady      = uint16(vxVtepFlagVTEP_READY)
 	VTEPMACs       = uint16(vxVtepFlagVTEP_MACS)
@@ -139,7 +144,7 @@ var reasonNames = [...]string{
 	"fast", "bum", "src_unknown", "src_moved", "refresh", "dst_unknown", "dst_local", "dst_remote", "dst_aged",
 	"no_lease", "not_ip", "vlan_tag", "mtu", "gso_headers", "too_long", "nested", "adjust_failed", "no_vtep",
 	"outer_csum", "outer_malformed", "outer_ecn", "outer_not_local", "aggregate", "in_order", "port_kind",
-	"truncated", "not_ready", "drop_broken", "src_static", "nd", "port_gone", "drop_stranger",
+	"truncated", "not_ready", "drop_broken", "src_static", "nd", "port_gone", "drop_stranger", "mss", "inner_csum",
 }
 
 // Reasons is how many reasons there are.
@@ -170,6 +175,10 @@ func (h vxHook) String() string {
 	}
 	return "hook_" + strconv.Itoa(int(h))
 }
+
+// XDPHasFrags is the load flag of an XDP program that takes frames in several buffers (BPF_F_XDP_HAS_FRAGS, 5.18).
+// All programs that share vx_raw must have it, or none.
+const XDPHasFrags = 1 << 5
 
 // Load returns the programs and maps as they stand in the object, before the
 // kernel has seen them.

@@ -78,6 +78,9 @@ const (
 	capEntryFlagENTRY_STATIC  capEntryFlag = 1
 	capEntryFlagENTRY_STICKY  capEntryFlag = 2
 	capEntryFlagENTRY_PINNED  capEntryFlag = 4
+	capEntryFlagENTRY_RAW     capEntryFlag = 16
+	capEntryFlagENTRY_RAW_TCP capEntryFlag = 32
+	capEntryFlagENTRY_RAW_SG  capEntryFlag = 64
 	capEntryFlagENTRY_PENDING capEntryFlag = 8
 )
 
@@ -133,6 +136,7 @@ type capNetwork struct {
 	Local   [4]uint32
 	Refresh uint64
 	Ageing  uint64
+	Mac     uint64
 }
 
 type capPlaceFlag uint32
@@ -144,6 +148,8 @@ const (
 	capPlaceFlagPLACE_ANY    capPlaceFlag = 8
 	capPlaceFlagPLACE_FOLLOW capPlaceFlag = 16
 	capPlaceFlagPLACE_GUARD  capPlaceFlag = 32
+	capPlaceFlagPLACE_SOFT   capPlaceFlag = 64
+	capPlaceFlagPLACE_SG     capPlaceFlag = 128
 )
 
 type capPort struct {
@@ -193,6 +199,8 @@ const (
 	capReasonND              capReason = 29
 	capReasonPORT_GONE       capReason = 30
 	capReasonDROP_STRANGER   capReason = 31
+	capReasonMSS             capReason = 32
+	capReasonINNER_CSUM      capReason = 33
 	capReasonREASON_MAX      capReason = 64
 )
 
@@ -293,6 +301,7 @@ const (
 	capMapVxCount         = "vx_count"
 	capMapVxFdb           = "vx_fdb"
 	capMapVxPort          = "vx_port"
+	capMapVxRaw           = "vx_raw"
 	capMapVxSource        = "vx_source"
 	capMapVxStranger      = "vx_stranger"
 	capMapVxVni           = "vx_vni"
@@ -303,6 +312,9 @@ const (
 	capProgVxTcEncap      = "vx_tc_encap"
 	capProgVxTcGuard      = "vx_tc_guard"
 	capProgVxTcMoved      = "vx_tc_moved"
+	capProgVxXdpDecap     = "vx_xdp_decap"
+	capProgVxXdpEncap     = "vx_xdp_encap"
+	capProgVxXdpGuard     = "vx_xdp_guard"
 	capVarVxBtfControlKey = "vx_btf_control_key"
 	capVarVxBtfEntryFlag  = "vx_btf_entry_flag"
 	capVarVxBtfFate       = "vx_btf_fate"
@@ -326,6 +338,7 @@ const (
 	capVarVxHashSeed      = "vx_hash_seed"
 	capVarVxHaveCoarse    = "vx_have_coarse"
 	capVarVxHaveDecapL3   = "vx_have_decap_l3"
+	capVarVxHaveFrags     = "vx_have_frags"
 	capVarVxHoldNs        = "vx_hold_ns"
 )
 
@@ -376,6 +389,9 @@ type capProgramSpecs struct {
 	VxTcEncap   *ebpf.ProgramSpec `ebpf:"vx_tc_encap"`
 	VxTcGuard   *ebpf.ProgramSpec `ebpf:"vx_tc_guard"`
 	VxTcMoved   *ebpf.ProgramSpec `ebpf:"vx_tc_moved"`
+	VxXdpDecap  *ebpf.ProgramSpec `ebpf:"vx_xdp_decap"`
+	VxXdpEncap  *ebpf.ProgramSpec `ebpf:"vx_xdp_encap"`
+	VxXdpGuard  *ebpf.ProgramSpec `ebpf:"vx_xdp_guard"`
 }
 
 // capMapSpecs contains maps before they are loaded into the kernel.
@@ -390,6 +406,7 @@ type capMapSpecs struct {
 	VxCount      *ebpf.MapSpec `ebpf:"vx_count"`
 	VxFdb        *ebpf.MapSpec `ebpf:"vx_fdb"`
 	VxPort       *ebpf.MapSpec `ebpf:"vx_port"`
+	VxRaw        *ebpf.MapSpec `ebpf:"vx_raw"`
 	VxSource     *ebpf.MapSpec `ebpf:"vx_source"`
 	VxStranger   *ebpf.MapSpec `ebpf:"vx_stranger"`
 	VxVni        *ebpf.MapSpec `ebpf:"vx_vni"`
@@ -424,6 +441,7 @@ type capVariableSpecs struct {
 	VxHashSeed      *ebpf.VariableSpec `ebpf:"vx_hash_seed"`
 	VxHaveCoarse    *ebpf.VariableSpec `ebpf:"vx_have_coarse"`
 	VxHaveDecapL3   *ebpf.VariableSpec `ebpf:"vx_have_decap_l3"`
+	VxHaveFrags     *ebpf.VariableSpec `ebpf:"vx_have_frags"`
 	VxHoldNs        *ebpf.VariableSpec `ebpf:"vx_hold_ns"`
 }
 
@@ -455,6 +473,7 @@ type capMaps struct {
 	VxCount      *ebpf.Map `ebpf:"vx_count"`
 	VxFdb        *ebpf.Map `ebpf:"vx_fdb"`
 	VxPort       *ebpf.Map `ebpf:"vx_port"`
+	VxRaw        *ebpf.Map `ebpf:"vx_raw"`
 	VxSource     *ebpf.Map `ebpf:"vx_source"`
 	VxStranger   *ebpf.Map `ebpf:"vx_stranger"`
 	VxVni        *ebpf.Map `ebpf:"vx_vni"`
@@ -472,6 +491,7 @@ func (m *capMaps) Close() error {
 		m.VxCount,
 		m.VxFdb,
 		m.VxPort,
+		m.VxRaw,
 		m.VxSource,
 		m.VxStranger,
 		m.VxVni,
@@ -507,6 +527,7 @@ type capVariables struct {
 	VxHashSeed      *ebpf.Variable `ebpf:"vx_hash_seed"`
 	VxHaveCoarse    *ebpf.Variable `ebpf:"vx_have_coarse"`
 	VxHaveDecapL3   *ebpf.Variable `ebpf:"vx_have_decap_l3"`
+	VxHaveFrags     *ebpf.Variable `ebpf:"vx_have_frags"`
 	VxHoldNs        *ebpf.Variable `ebpf:"vx_hold_ns"`
 }
 
@@ -519,6 +540,9 @@ type capPrograms struct {
 	VxTcEncap   *ebpf.Program `ebpf:"vx_tc_encap"`
 	VxTcGuard   *ebpf.Program `ebpf:"vx_tc_guard"`
 	VxTcMoved   *ebpf.Program `ebpf:"vx_tc_moved"`
+	VxXdpDecap  *ebpf.Program `ebpf:"vx_xdp_decap"`
+	VxXdpEncap  *ebpf.Program `ebpf:"vx_xdp_encap"`
+	VxXdpGuard  *ebpf.Program `ebpf:"vx_xdp_guard"`
 }
 
 func (p *capPrograms) Close() error {
@@ -528,6 +552,9 @@ func (p *capPrograms) Close() error {
 		p.VxTcEncap,
 		p.VxTcGuard,
 		p.VxTcMoved,
+		p.VxXdpDecap,
+		p.VxXdpEncap,
+		p.VxXdpGuard,
 	)
 }
 

@@ -17,7 +17,7 @@
 
 /* At these hooks a packet comes with its outer header on. */
 #ifndef CAPTURE_OUTER
-#define CAPTURE_OUTER(hook) ((hook) == HOOK_DECAP)
+#define CAPTURE_OUTER(hook) ((hook) == HOOK_DECAP || (hook) == HOOK_XDP_DECAP)
 #endif
 
 #ifdef VX_CAPTURE

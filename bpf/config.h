@@ -40,3 +40,6 @@ volatile const __u64 vx_capture_dst = 0;     /* inner destination MAC, the same 
 
 /* bpf_ktime_get_coarse_ns (5.11); without it only vx_tc_guard and vx_xdp_guard load. */
 volatile const __u8 vx_have_coarse = 1;
+
+/* The kernel has XDP with several buffers, and so bpf_xdp_get_buff_len (5.18). */
+volatile const __u8 vx_have_frags = 1;

@@ -27,33 +27,48 @@ static __always_inline int ip_csum_ok(const struct iphdr *ip)
 }
 
 /*
- * Everything that the kernel's IP, UDP and VXLAN receive paths check on a single
- * packet (RFC 7348 section 4.1 and 5), for a packet that is known to be VXLAN
- * for a VNI of ours. What they would not simply accept is theirs to judge.
- * `v6` is a constant; `zero6`: this network takes a zero checksum over IPv6.
+ * What the kernel's IP, UDP and VXLAN receive paths check in the bytes of a single
+ * packet (RFC 7348 section 4.1 and 5), checksums over the payload left out. `v6`
+ * is a constant.
  */
-static __always_inline int outer_check(struct __sk_buff *skb, const void *outer, __u32 len, __u32 gso_size, int zero6,
-                                       const int v6)
+static __always_inline int outer_bytes(const void *outer, __u32 len, const int v6)
 {
 	const struct vxlanhdr *vx = outer + OUTER_LEN(v6) - sizeof(*vx);
 	const struct udphdr *udp = (const void *)vx - sizeof(*udp);
 	const struct ipv6hdr *ip6 = outer + sizeof(struct ethhdr);
 	const struct iphdr *ip4 = outer + sizeof(struct ethhdr);
-	__u32 l4;
+	__u32 l4 = bpf_ntohs(udp->len);
 
 	if (vx->flags != VXLAN_FLAG_I || (vx->vni & bpf_htonl(0xff)))
 		return -OUTER_MALFORMED;
-	/* GRO has checked these, and rewritten the lengths. The vxlan device takes its tunnel state off; adjust_room
-	 * cannot. */
-	if (gso_size)
-		return -AGGREGATE;
-	l4 = bpf_ntohs(udp->len);
 	if (l4 + OUTER_LEN(v6) - sizeof(*udp) - sizeof(*vx) != len)
 		return -OUTER_MALFORMED;
 	if (v6 ? bpf_ntohs(ip6->payload_len) != l4 : bpf_ntohs(ip4->tot_len) != l4 + sizeof(struct iphdr))
 		return -OUTER_MALFORMED;
 	if (!v6 && !ip_csum_ok(ip4))
 		return -OUTER_MALFORMED;
+	return 0;
+}
+
+/*
+ * Everything that they check on a packet that is known to be VXLAN for a VNI of
+ * ours. What they would not simply accept is theirs to judge. `v6` is a constant;
+ * `zero6`: this network takes a zero checksum over IPv6.
+ */
+static __always_inline int outer_check(struct __sk_buff *skb, const void *outer, __u32 len, __u32 gso_size, int zero6,
+                                       const int v6)
+{
+	const struct vxlanhdr *vx = outer + OUTER_LEN(v6) - sizeof(*vx);
+	const struct udphdr *udp = (const void *)vx - sizeof(*udp);
+	int err;
+
+	/* GRO has checked the lengths, and rewritten them. The vxlan device takes its tunnel state off; adjust_room
+	 * cannot. */
+	if (gso_size)
+		return vx->flags != VXLAN_FLAG_I || (vx->vni & bpf_htonl(0xff)) ? -OUTER_MALFORMED : -AGGREGATE;
+	err = outer_bytes(outer, len, v6);
+	if (err)
+		return err;
 	/* A checksum that the device verified shows as a level; any other state is opaque to BPF. */
 	if (udp->check ? bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) < 0 : v6 && !zero6)
 		return -OUTER_CSUM;

@@ -28,6 +28,7 @@ enum {
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_LRU_PERCPU_HASH = 10,
 	BPF_MAP_TYPE_LPM_TRIE = 11,
+	BPF_MAP_TYPE_DEVMAP_HASH = 25, /* 5.4 */
 	BPF_MAP_TYPE_RINGBUF = 27,
 };
 
@@ -85,6 +86,13 @@ struct xdp_md {
 	__u32 ingress_ifindex;
 	__u32 rx_queue_index;
 	__u32 egress_ifindex;
+};
+
+/* Verdicts of XDP programs (linux/bpf.h). */
+enum {
+	XDP_DROP = 1,
+	XDP_PASS = 2,
+	XDP_REDIRECT = 4,
 };
 
 /* Verdicts of tc programs (linux/pkt_cls.h, linux/bpf.h). */

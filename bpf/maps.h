@@ -80,6 +80,17 @@ struct {
 	__type(value, struct budget);
 } vx_budget SEC(".maps");
 
+/*
+ * ifindex -> the device takes raw frames (XDP redirect). The daemon writes; the
+ * kernel takes out what goes. A miss means "not by XDP".
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_DEVMAP_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, __u32);
+} vx_raw SEC(".maps");
+
 /* (network * HOOK_MAX + hook) * REASON_MAX + reason -> counter, one per CPU. Programs add; nobody resets. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

@@ -52,6 +52,9 @@ static __always_inline void l2_write(void *p, struct l2 e)
 	*(__be16 *)(p + 12) = e.proto;
 }
 
+/* The address part of l2.dst. */
+#define MAC_MASK 0xffffffffffffULL
+
 static __always_inline int l2_is_multicast(struct l2 e)
 {
 	return e.dst & 1;

@@ -150,16 +150,16 @@ type lab struct {
 	capture, captureCtl, captureCPU *ebpf.Map
 }
 
-func newLab(t testing.TB, constants map[string]any) *lab {
+func newLab(t testing.TB, constants map[string]any, frags ...string) *lab {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Fatal("needs root: loads BPF programs and makes a network namespace")
 	}
-	return newLabOf(t, bpf.Load, constants)
+	return newLabOf(t, bpf.Load, constants, frags...)
 }
 
 // newLabOf loads the ordinary programs (bpf.Load) or those that capture.
-func newLabOf(t testing.TB, load func() (*ebpf.CollectionSpec, error), constants map[string]any) *lab {
+func newLabOf(t testing.TB, load func() (*ebpf.CollectionSpec, error), constants map[string]any, frags ...string) *lab {
 	t.Helper()
 	w, err := theWorld()
 	if err != nil {
@@ -184,6 +184,9 @@ func newLabOf(t testing.TB, load func() (*ebpf.CollectionSpec, error), constants
 		if err := spec.Variables[name].Set(v); err != nil {
 			t.Fatalf("set %s: %v", name, err)
 		}
+	}
+	for _, name := range frags {
+		spec.Programs[name].Flags |= bpf.XDPHasFrags
 	}
 	coll, err := ebpf.NewCollection(spec)
 	if err == nil {

@@ -55,6 +55,8 @@ enum reason {
 	ND,              /* IPv6 neighbour discovery: the bridge may answer in the neighbour's place */
 	PORT_GONE,       /* the destination's port is gone, and no daemon is there to say so */
 	DROP_STRANGER,   /* the outer source may not send to this network: dropped before the kernel decapsulates */
+	MSS,             /* XDP: a SYN whose MSS may have to be lowered, which only a tc program does */
+	INNER_CSUM,      /* XDP: the inner transport checksum is not right (yet) */
 	REASON_MAX = 64,
 };
 
@@ -79,10 +81,13 @@ enum entry_kind {
 };
 
 enum entry_flag {
-	ENTRY_STATIC = 1,  /* never ages; the daemon vouches for it */
-	ENTRY_STICKY = 2,  /* no frame from another port moves it: sticky in the bridge, or the bridge's own */
-	ENTRY_PINNED = 4,  /* no frame from another VTEP moves it: static in the vxlan device, which may not learn */
-	ENTRY_PENDING = 8, /* the daemon has yet to ask the kernel again: shows moves, carries nothing */
+	ENTRY_STATIC = 1,   /* never ages; the daemon vouches for it */
+	ENTRY_STICKY = 2,   /* no frame from another port moves it: sticky in the bridge, or the bridge's own */
+	ENTRY_PINNED = 4,   /* no frame from another VTEP moves it: static in the vxlan device, which may not learn */
+	ENTRY_RAW = 16,     /* the port takes raw frames: XDP may deliver all but TCP */
+	ENTRY_RAW_TCP = 32, /* and TCP: nobody behind it would have it in larger packets */
+	ENTRY_RAW_SG = 64,  /* frames in several buffers too */
+	ENTRY_PENDING = 8,  /* the daemon has yet to ask the kernel again: shows moves, carries nothing */
 };
 
 /* vx_fdb: one compare of 8 bytes. */
@@ -114,6 +119,8 @@ enum place_flag {
 	PLACE_ANY = 8,     /* network: whoever reaches us may send to it */
 	PLACE_FOLLOW = 16, /* network: vx_source follows the kernel's FDB, so it counts while a daemon does that */
 	PLACE_GUARD = 32,  /* network on the kernel path: only the source check is ours */
+	PLACE_SOFT = 64,   /* XDP: frames may lack a transport checksum that a device was to fill in */
+	PLACE_SG = 128,    /* port: XDP: the underlay device takes frames in several buffers */
 };
 
 struct network {
@@ -124,6 +131,7 @@ struct network {
 	__be32 local[4]; /* address of our VTEP; IPv4 in the first word, the others 0 */
 	__u64 refresh;   /* ns: show the kernel a frame of each MAC this often */
 	__u64 ageing;    /* ns: the kernel's ageing time; 0: never */
+	__u64 mac;       /* of the underlay device, as its bytes lie in a frame, upper 16 bits 0; 0: not for XDP */
 };
 
 /* vx_port: by ifindex; bridge ports, the bridge device, the vxlan device. */
@@ -280,6 +288,6 @@ _Static_assert(sizeof(struct ethhdr) == 14 && sizeof(struct iphdr) == 20 && size
 _Static_assert(sizeof(struct capture_event) == 40, "capture_event has padding");
 _Static_assert(sizeof(struct source_key) == 24, "source_key has padding");
 _Static_assert(sizeof(struct stranger_key) == 12, "stranger_key has padding");
-_Static_assert(sizeof(struct network) == 40, "network layout");
+_Static_assert(sizeof(struct network) == 48, "network layout");
 _Static_assert(sizeof(struct vtep) == 104, "vtep layout");
 _Static_assert(__builtin_offsetof(struct __sk_buff, gso_size) == 176, "tc context as in linux/bpf.h");

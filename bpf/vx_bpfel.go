@@ -45,6 +45,9 @@ const (
 	vxEntryFlagENTRY_STATIC  vxEntryFlag = 1
 	vxEntryFlagENTRY_STICKY  vxEntryFlag = 2
 	vxEntryFlagENTRY_PINNED  vxEntryFlag = 4
+	vxEntryFlagENTRY_RAW     vxEntryFlag = 16
+	vxEntryFlagENTRY_RAW_TCP vxEntryFlag = 32
+	vxEntryFlagENTRY_RAW_SG  vxEntryFlag = 64
 	vxEntryFlagENTRY_PENDING vxEntryFlag = 8
 )
 
@@ -92,6 +95,7 @@ type vxNetwork struct {
 	Local   [4]uint32
 	Refresh uint64
 	Ageing  uint64
+	Mac     uint64
 }
 
 type vxPlaceFlag uint32
@@ -103,6 +107,8 @@ const (
 	vxPlaceFlagPLACE_ANY    vxPlaceFlag = 8
 	vxPlaceFlagPLACE_FOLLOW vxPlaceFlag = 16
 	vxPlaceFlagPLACE_GUARD  vxPlaceFlag = 32
+	vxPlaceFlagPLACE_SOFT   vxPlaceFlag = 64
+	vxPlaceFlagPLACE_SG     vxPlaceFlag = 128
 )
 
 type vxPort struct {
@@ -152,6 +158,8 @@ const (
 	vxReasonND              vxReason = 29
 	vxReasonPORT_GONE       vxReason = 30
 	vxReasonDROP_STRANGER   vxReason = 31
+	vxReasonMSS             vxReason = 32
+	vxReasonINNER_CSUM      vxReason = 33
 	vxReasonREASON_MAX      vxReason = 64
 )
 
@@ -249,6 +257,7 @@ const (
 	vxMapVxCount         = "vx_count"
 	vxMapVxFdb           = "vx_fdb"
 	vxMapVxPort          = "vx_port"
+	vxMapVxRaw           = "vx_raw"
 	vxMapVxSource        = "vx_source"
 	vxMapVxStranger      = "vx_stranger"
 	vxMapVxVni           = "vx_vni"
@@ -259,6 +268,9 @@ const (
 	vxProgVxTcEncap      = "vx_tc_encap"
 	vxProgVxTcGuard      = "vx_tc_guard"
 	vxProgVxTcMoved      = "vx_tc_moved"
+	vxProgVxXdpDecap     = "vx_xdp_decap"
+	vxProgVxXdpEncap     = "vx_xdp_encap"
+	vxProgVxXdpGuard     = "vx_xdp_guard"
 	vxVarVxBtfControlKey = "vx_btf_control_key"
 	vxVarVxBtfEntryFlag  = "vx_btf_entry_flag"
 	vxVarVxBtfHook       = "vx_btf_hook"
@@ -273,6 +285,7 @@ const (
 	vxVarVxHashSeed      = "vx_hash_seed"
 	vxVarVxHaveCoarse    = "vx_have_coarse"
 	vxVarVxHaveDecapL3   = "vx_have_decap_l3"
+	vxVarVxHaveFrags     = "vx_have_frags"
 	vxVarVxHoldNs        = "vx_hold_ns"
 )
 
@@ -323,6 +336,9 @@ type vxProgramSpecs struct {
 	VxTcEncap   *ebpf.ProgramSpec `ebpf:"vx_tc_encap"`
 	VxTcGuard   *ebpf.ProgramSpec `ebpf:"vx_tc_guard"`
 	VxTcMoved   *ebpf.ProgramSpec `ebpf:"vx_tc_moved"`
+	VxXdpDecap  *ebpf.ProgramSpec `ebpf:"vx_xdp_decap"`
+	VxXdpEncap  *ebpf.ProgramSpec `ebpf:"vx_xdp_encap"`
+	VxXdpGuard  *ebpf.ProgramSpec `ebpf:"vx_xdp_guard"`
 }
 
 // vxMapSpecs contains maps before they are loaded into the kernel.
@@ -334,6 +350,7 @@ type vxMapSpecs struct {
 	VxCount     *ebpf.MapSpec `ebpf:"vx_count"`
 	VxFdb       *ebpf.MapSpec `ebpf:"vx_fdb"`
 	VxPort      *ebpf.MapSpec `ebpf:"vx_port"`
+	VxRaw       *ebpf.MapSpec `ebpf:"vx_raw"`
 	VxSource    *ebpf.MapSpec `ebpf:"vx_source"`
 	VxStranger  *ebpf.MapSpec `ebpf:"vx_stranger"`
 	VxVni       *ebpf.MapSpec `ebpf:"vx_vni"`
@@ -359,6 +376,7 @@ type vxVariableSpecs struct {
 	VxHashSeed      *ebpf.VariableSpec `ebpf:"vx_hash_seed"`
 	VxHaveCoarse    *ebpf.VariableSpec `ebpf:"vx_have_coarse"`
 	VxHaveDecapL3   *ebpf.VariableSpec `ebpf:"vx_have_decap_l3"`
+	VxHaveFrags     *ebpf.VariableSpec `ebpf:"vx_have_frags"`
 	VxHoldNs        *ebpf.VariableSpec `ebpf:"vx_hold_ns"`
 }
 
@@ -387,6 +405,7 @@ type vxMaps struct {
 	VxCount     *ebpf.Map `ebpf:"vx_count"`
 	VxFdb       *ebpf.Map `ebpf:"vx_fdb"`
 	VxPort      *ebpf.Map `ebpf:"vx_port"`
+	VxRaw       *ebpf.Map `ebpf:"vx_raw"`
 	VxSource    *ebpf.Map `ebpf:"vx_source"`
 	VxStranger  *ebpf.Map `ebpf:"vx_stranger"`
 	VxVni       *ebpf.Map `ebpf:"vx_vni"`
@@ -401,6 +420,7 @@ func (m *vxMaps) Close() error {
 		m.VxCount,
 		m.VxFdb,
 		m.VxPort,
+		m.VxRaw,
 		m.VxSource,
 		m.VxStranger,
 		m.VxVni,
@@ -427,6 +447,7 @@ type vxVariables struct {
 	VxHashSeed      *ebpf.Variable `ebpf:"vx_hash_seed"`
 	VxHaveCoarse    *ebpf.Variable `ebpf:"vx_have_coarse"`
 	VxHaveDecapL3   *ebpf.Variable `ebpf:"vx_have_decap_l3"`
+	VxHaveFrags     *ebpf.Variable `ebpf:"vx_have_frags"`
 	VxHoldNs        *ebpf.Variable `ebpf:"vx_hold_ns"`
 }
 
@@ -439,6 +460,9 @@ type vxPrograms struct {
 	VxTcEncap   *ebpf.Program `ebpf:"vx_tc_encap"`
 	VxTcGuard   *ebpf.Program `ebpf:"vx_tc_guard"`
 	VxTcMoved   *ebpf.Program `ebpf:"vx_tc_moved"`
+	VxXdpDecap  *ebpf.Program `ebpf:"vx_xdp_decap"`
+	VxXdpEncap  *ebpf.Program `ebpf:"vx_xdp_encap"`
+	VxXdpGuard  *ebpf.Program `ebpf:"vx_xdp_guard"`
 }
 
 func (p *vxPrograms) Close() error {
@@ -448,6 +472,9 @@ func (p *vxPrograms) Close() error {
 		p.VxTcEncap,
 		p.VxTcGuard,
 		p.VxTcMoved,
+		p.VxXdpDecap,
+		p.VxXdpEncap,
+		p.VxXdpGuard,
 	)
 }
 

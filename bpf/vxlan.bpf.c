@@ -9,6 +9,7 @@
  *   port --> vx_tc_encap ----------------------------> underlay
  *   underlay --> vx_tc_decap -- single packets ------> port
  *                     '-- kernel vxlan device --> vx_tc_deliver --> port
+ *   raw frames: port --> vx_xdp_encap --> underlay --> vx_xdp_decap --> port
  *
  * The one thing that it drops: what a stranger sends to a network of ours (guard.h).
  */
@@ -20,88 +21,13 @@
 #include "headers/bpf_endian.h"
 #include "headers/bpf_helpers.h"
 #include "kernel.h"
+#include "known.h"
 #include "maps.h"
 #include "mss.h"
 #include "parse.h"
 #include "types.h"
 #include "verdict.h"
-
-/* The half of an entry that says where a MAC lives, as it was at one moment. */
-struct place {
-	__u8 kind;
-	__u8 flags;
-	__u16 mtu;
-	__u32 to;
-};
-
-static __always_inline struct place place_of(const struct fdb_entry *e)
-{
-	union {
-		__u64 word;
-		struct place place;
-	} u = {.word = *(const volatile __u64 *)e};
-
-	return u.place;
-}
-
-/* Clocks of two CPUs may differ by a tick, so a stamp may lie ahead. */
-static __always_inline int older(__u64 stamp, __u64 now, __u64 age)
-{
-	return (__s64)(now - stamp) > (__s64)age;
-}
-
-/* So lately that a frame of then may still be on its way through the slow path. */
-static __always_inline int recent(__u64 stamp, __u64 now)
-{
-	return (__s64)(now - stamp) < (__s64)vx_hold_ns;
-}
-
-/*
- * The source check: the fast path carries only frames from which the kernel has
- * nothing to learn. `here` says that the frame came from where the entry says
- * its source lives, `keeps` is the flag with which the kernel would leave the
- * entry there all the same. Every frame of a known source passes this, BUM too,
- * so a move shows at the first frame from the new place.
- */
-static __always_inline int source_check(struct fdb_key *key, struct place at, int here, __u8 keeps)
-{
-	if (here)
-		return at.flags & ENTRY_PENDING ? -SRC_UNKNOWN : 0;
-	if (at.flags & keeps)
-		return -SRC_STATIC;
-	fdb_remove(key);
-	return -SRC_MOVED;
-}
-
-/*
- * Is it time that the kernel sees a frame of this source? From then on all of
- * them go its way, until one has proven that it took it: vx_tc_moved stamps
- * `seen` for what the bridge forwards, vx_tc_deliver for what the vxlan device
- * decapsulates. So where the kernel takes none any more (a port that left the
- * bridge while no daemon looked), it decides.
- */
-static __always_inline int due(const struct fdb_entry *src, struct place at, __u64 now, __u64 refresh)
-{
-	if (at.flags & ENTRY_STATIC)
-		return lease_fresh(now) ? 0 : -NO_LEASE;
-	return older(src->seen, now, refresh) ? -REFRESH : 0;
-}
-
-/* May the kernel's entry behind this one have aged out, or its writer be dead? */
-static __always_inline int usable(const struct fdb_entry *e, struct place at, __u64 now, __u64 ageing)
-{
-	if (at.flags & ENTRY_STATIC)
-		return lease_fresh(now) ? 0 : -NO_LEASE;
-	return ageing && older(e->seen, now, ageing) ? -DST_AGED : 0;
-}
-
-static __always_inline int is_ip(__be16 proto)
-{
-	return proto == bpf_htons(ETH_P_IP) || proto == bpf_htons(ETH_P_IPV6);
-}
-
-/* The smallest path MTU that the kernel learns: ip_rt_min_pmtu, IPV6_MIN_MTU. */
-#define MTU_SURE(v6) ((v6) ? 1280 : 552)
+#include "xdp.h"
 
 /* The outer header on, and out. `v6` is a constant. Returns a tc verdict (>= 0) or a negative reason. */
 static __always_inline int send(struct __sk_buff *skb, struct frame *f, const struct port *port, struct vtep *v,
@@ -258,26 +184,6 @@ static __always_inline int is_too_big(const void *outer, const int v6)
 	if (v6)
 		return ip6->nexthdr == IPPROTO_ICMPV6 && l4->source == bpf_htons(0x0200);
 	return ip4->version_ihl == 0x45 && ip4->protocol == IPPROTO_ICMP && l4->source == bpf_htons(0x0304);
-}
-
-/* Is this the address of the VTEP that the entry names? `v6` is a constant; one word of address over IPv4. */
-static __always_inline int at_vtep(struct place at, const __be32 *addr, const int v6)
-{
-	struct vtep *v;
-
-	if (at.kind != KIND_REMOTE)
-		return 0;
-	v = bpf_map_lookup_elem(&vx_vtep, &at.to);
-	/* An empty place holds address 0, and an IPv4 address is the first word of an IPv6 one. */
-	if (!v || (v->flags & (VTEP_KNOWN | VTEP_V6)) != (VTEP_KNOWN | (v6 ? VTEP_V6 : 0)))
-		return 0;
-	return v->remote[0] == addr[0] &&
-	       (!v6 || (v->remote[1] == addr[1] && v->remote[2] == addr[2] && v->remote[3] == addr[3]));
-}
-
-static __always_inline int from_vtep(struct fdb_key *key, struct place at, int here)
-{
-	return source_check(key, at, here, at.kind == KIND_REMOTE ? ENTRY_PINNED : ENTRY_STICKY);
 }
 
 /* Hop-by-hop, routing, fragment, destination options (RFC 8200 section 4). */
@@ -794,6 +700,87 @@ int vx_tc_moved(struct __sk_buff *skb)
 			src->seen = now;
 	}
 	return TC_ACT_UNSPEC;
+}
+
+/* The family of the outer packet, or of the frame, by its EtherType. */
+static __always_inline __be16 xdp_proto(const struct xdp_md *xdp)
+{
+	struct frame f = xdp_frame(xdp);
+
+	return f.data + sizeof(struct ethhdr) > f.end ? 0 : l2_read(f.data).proto;
+}
+
+/* Verdict and counter for what xdp_decap and xdp_encap return. */
+static __always_inline int xdp_conclude(struct xdp_md *xdp, __u32 net, enum hook hook, int ret, __u32 bytes)
+{
+	count(net, hook, ret < 0 ? -ret : FAST, 1, bytes);
+	capture_leave_xdp(xdp, net, ret, drops(ret));
+	if (ret >= 0)
+		return ret;
+	return drops(ret) ? XDP_DROP : XDP_PASS;
+}
+
+/* The underlay device's driver. */
+SEC("xdp")
+int vx_xdp_decap(struct xdp_md *xdp)
+{
+	__u32 bytes = xdp_len(xdp), net = 0, vtep = 0;
+	__be16 proto = xdp_proto(xdp);
+	int ret;
+
+	capture_enter_xdp(xdp, HOOK_XDP_DECAP);
+	if (proto == bpf_htons(ETH_P_IP)) {
+		ret = xdp_decap(xdp, &net, &vtep, 0, 0);
+		bytes -= OUTER_LEN(0);
+	} else if (proto == bpf_htons(ETH_P_IPV6)) {
+		ret = xdp_decap(xdp, &net, &vtep, 0, 1);
+		bytes -= OUTER_LEN(1);
+	} else {
+		return XDP_PASS;
+	}
+	if (!net)
+		return XDP_PASS;
+	if (ret > 0)
+		count_vtep(vtep, WAY_RECEIVED_FAST, 1, bytes);
+	return xdp_conclude(xdp, net, HOOK_XDP_DECAP, ret, bytes);
+}
+
+/* The same place, for the outer source check alone. */
+SEC("xdp")
+int vx_xdp_guard(struct xdp_md *xdp)
+{
+	__u32 bytes = xdp_len(xdp), net = 0, vtep = 0;
+	__be16 proto = xdp_proto(xdp);
+	int ret;
+
+	capture_enter_xdp(xdp, HOOK_XDP_DECAP);
+	if (proto == bpf_htons(ETH_P_IP))
+		ret = xdp_decap(xdp, &net, &vtep, 1, 0);
+	else if (proto == bpf_htons(ETH_P_IPV6))
+		ret = xdp_decap(xdp, &net, &vtep, 1, 1);
+	else
+		return XDP_PASS;
+	if (!net)
+		return XDP_PASS;
+	return xdp_conclude(xdp, net, HOOK_XDP_DECAP, ret, bytes);
+}
+
+/* The driver of a bridge port that delivers raw frames: a tap, a physical port, a representor. */
+SEC("xdp")
+int vx_xdp_encap(struct xdp_md *xdp)
+{
+	__u32 ifindex = xdp->ingress_ifindex, bytes = xdp_len(xdp), vtep = 0;
+	struct port *port = bpf_map_lookup_elem(&vx_port, &ifindex);
+	int ret;
+
+	if (!port)
+		return XDP_PASS;
+	capture_enter_xdp(xdp, HOOK_XDP_ENCAP);
+	ret = xdp_encap(xdp, port, &vtep);
+	/* What goes up is counted there. */
+	if (ret > 0)
+		count_vtep(vtep, WAY_SENT_FAST, 1, bytes);
+	return xdp_conclude(xdp, port->net, HOOK_XDP_ENCAP, ret, bytes);
 }
 
 /* Types that only appear as constants would be missing from BTF, and so from Go. */

@@ -30,6 +30,7 @@ type Set struct {
 
 	Sources   *Sources
 	Strangers *Strangers
+	Raw       *Raw
 }
 
 // New wraps the maps of a loaded collection. The Set does not own them.
@@ -45,6 +46,7 @@ func New(m *bpf.Maps) *Set {
 
 		Sources:   &Sources{m: m.VxSource},
 		Strangers: &Strangers{m: m.VxStranger},
+		Raw:       &Raw{m: m.VxRaw},
 	}
 }
 
@@ -68,7 +70,7 @@ func ByName(m *bpf.Maps) map[string]**ebpf.Map {
 	return map[string]**ebpf.Map{
 		"vx_fdb": &m.VxFdb, "vx_vni": &m.VxVni, "vx_port": &m.VxPort,
 		"vx_vtep": &m.VxVtep, "vx_control": &m.VxControl, "vx_count": &m.VxCount, "vx_vtep_count": &m.VxVtepCount,
-		"vx_source": &m.VxSource, "vx_stranger": &m.VxStranger, "vx_budget": &m.VxBudget,
+		"vx_source": &m.VxSource, "vx_stranger": &m.VxStranger, "vx_budget": &m.VxBudget, "vx_raw": &m.VxRaw,
 	}
 }
 

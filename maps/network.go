@@ -3,6 +3,7 @@
 package maps
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -37,6 +38,10 @@ type Network struct {
 	// Guard: the network is on the kernel path, and only the source check is ours. Implies Off.
 	Guard bool
 	Check Check
+	// MAC of the underlay device. Zero: XDP leaves the network alone.
+	MAC fdb.MAC
+	// Soft: received frames may lack a transport checksum that a device was to fill in.
+	Soft bool
 }
 
 // Check says how outer sources are checked.
@@ -64,6 +69,12 @@ func (n *Networks) Put(k NetworkKey, v Network) error {
 	if v.Off || v.Guard {
 		b.Flags |= uint16(bpf.PlaceOff)
 	}
+	if v.Soft {
+		b.Flags |= uint16(bpf.PlaceSoft)
+	}
+	var mac [8]byte
+	copy(mac[:], v.MAC[:])
+	b.Mac = binary.NativeEndian.Uint64(mac[:])
 	if v.Guard {
 		b.Flags |= uint16(bpf.PlaceGuard)
 	}
@@ -97,11 +108,13 @@ func (n *Networks) All() (map[NetworkKey]Network, error) {
 		if k.Vni == bpf.VNIPort {
 			continue
 		}
+		var mac [8]byte
+		binary.NativeEndian.PutUint64(mac[:], v.Mac)
 		has := func(flag uint32) bool { return uint32(v.Flags)&flag != 0 }
 		out[NetworkKey{VNI: fdb.VNI(k.Vni), Port: be16(k.Port)}] = Network{
 			Net: fdb.NetID(v.Net), Local: addr(v.Local, has(bpf.PlaceV6)), MSS: v.Mss, Ageing: time.Duration(v.Ageing),
 			Refresh: time.Duration(v.Refresh), Off: has(bpf.PlaceOff), ZeroCsum6: has(bpf.PlaceZero6),
-			Guard: has(bpf.PlaceGuard), Check: Check{Off: has(bpf.PlaceAny), Follow: has(bpf.PlaceFollow)},
+			MAC: fdb.MAC(mac[:6]), Soft: has(bpf.PlaceSoft), Guard: has(bpf.PlaceGuard), Check: Check{Off: has(bpf.PlaceAny), Follow: has(bpf.PlaceFollow)},
 		}
 	}
 	if err := it.Err(); err != nil {

@@ -26,6 +26,8 @@ type Port struct {
 	MSS             uint16 // as in Network
 	Ageing, Refresh time.Duration
 	Off             bool // count, but leave every packet to the kernel
+	// Of XDP at this port. Soft: as in Network. SG: the underlay device takes frames in several buffers.
+	Soft, SG bool
 }
 
 // Put writes the port with this ifindex.
@@ -34,8 +36,10 @@ func (p *Ports) Put(ifindex uint32, v Port) error {
 	binary.BigEndian.PutUint32(vni[:], uint32(v.VNI)<<8)
 	b := bpf.Port{Net: uint16(v.Net), Mtu: v.MTU, Vni: binary.NativeEndian.Uint32(vni[:]),
 		Mss: v.MSS, Refresh: uint64(v.Refresh), Ageing: uint64(v.Ageing)}
-	if v.Off {
-		b.Flags |= bpf.PlaceOff
+	for flag, on := range map[uint32]bool{bpf.PlaceOff: v.Off, bpf.PlaceSoft: v.Soft, bpf.PlaceSG: v.SG} {
+		if on {
+			b.Flags |= flag
+		}
 	}
 	if err := p.m.Put(ifindex, b); err != nil {
 		return fmt.Errorf("put port %d (map holds %d): %w", ifindex, p.m.MaxEntries(), err)
@@ -61,7 +65,8 @@ func (p *Ports) All() (map[uint32]Port, error) {
 		var vni [4]byte
 		binary.NativeEndian.PutUint32(vni[:], v.Vni)
 		out[k] = Port{Net: fdb.NetID(v.Net), VNI: fdb.VNI(binary.BigEndian.Uint32(vni[:]) >> 8), MTU: v.Mtu, MSS: v.Mss,
-			Ageing: time.Duration(v.Ageing), Refresh: time.Duration(v.Refresh), Off: v.Flags&bpf.PlaceOff != 0}
+			Ageing: time.Duration(v.Ageing), Refresh: time.Duration(v.Refresh), Off: v.Flags&bpf.PlaceOff != 0,
+			Soft: v.Flags&bpf.PlaceSoft != 0, SG: v.Flags&bpf.PlaceSG != 0}
 	}
 	if err := it.Err(); err != nil {
 		return nil, fmt.Errorf("read port map: %w", err)

@@ -567,6 +567,8 @@ var meanings = map[string]string{
 	"port_kind":       "the port is served from the vxlan device",
 	"truncated":       "headers are not there: the kernel judges",
 	"not_ready":       "network or port is kept on the slow path: see `vxbpf status`",
+	"mss":             "XDP: a SYN whose MSS may be lowered: the tc program looks at it",
+	"inner_csum":      "XDP: the inner checksum is not filled in yet, or wrong: by GRO and tc",
 	"drop_stranger":   "DROPPED: its outer source may not send to the network (allowed_sources)",
 	"drop_broken":     "DROPPED: a helper failed after the packet was changed",
 	"src_static":      "the source MAC is static elsewhere: the kernel drops it or does not learn",
