@@ -142,17 +142,22 @@ type mirror struct {
 	at    attacher
 	vteps *vteps
 
-	fdb      map[fdb.Key]placed
-	ports    map[uint32]vxmaps.Port
-	networks map[vxmaps.NetworkKey]vxmaps.Network
-	hooks    map[hook]bool
-	watch    *clsact                 // looks at other people's tc
-	mine     map[ebpf.ProgramID]bool // programs known to be ours or not
-	refused  map[hook]string         // why a program could not be attached
-	barred   map[barredKey]bool      // VTEPs that may not send: said once
-	full     bool                    // the FDB map refused an entry: said once
-	pending  map[fdb.Key]bool        // entries to confirm
-	captured map[ebpf.ProgramID]bool // programs of a capture that runs: they may stay in the place of ours
+	fdb       map[fdb.Key]placed
+	ports     map[uint32]vxmaps.Port
+	networks  map[vxmaps.NetworkKey]vxmaps.Network
+	hooks     map[hook]bool
+	watch     *clsact                 // looks at other people's tc
+	mine      map[ebpf.ProgramID]bool // programs known to be ours or not
+	refused   map[hook]string         // why a program could not be attached
+	xdpWant   map[int]xdpWant         // by ifindex
+	xdpFacts  map[int]kernel.XDP
+	xdpPorts  map[int]xdpPort
+	xdpStates []XDPState
+	xdpTold   map[int]string          // what was logged last
+	barred    map[barredKey]bool      // VTEPs that may not send: said once
+	full      bool                    // the FDB map refused an entry: said once
+	pending   map[fdb.Key]bool        // entries to confirm
+	captured  map[ebpf.ProgramID]bool // programs of a capture that runs: they may stay in the place of ours
 	// captureStamp is the time of the last change of who captures, as far as we followed it.
 	captureStamp time.Time
 	removed      time.Duration // when a program last removed an entry, as far as we followed it

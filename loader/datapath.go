@@ -51,6 +51,8 @@ type datapath struct {
 	pins string // of the maps
 	// before: pins of this layout were there, of an earlier run.
 	before bool
+	// frags: the XDP programs take frames in several buffers.
+	frags bool
 }
 
 // openDatapath loads the programs, with the pinned maps of an earlier run where
@@ -94,7 +96,15 @@ func openDatapath(dir string, want sizes, has Features) (*datapath, error) {
 		return nil, fmt.Errorf("set vx_hash_seed: %w", err)
 	}
 
-	d := &datapath{dir: dir, pins: filepath.Join(dir, "maps-"+layout(spec))}
+	d := &datapath{dir: dir, pins: filepath.Join(dir, "maps-"+layout(spec)), frags: has.Have(featureXDPFrags)}
+	if d.frags {
+		// All or none: programs of both kinds cannot share a device map.
+		for _, name := range []string{"vx_xdp_decap", "vx_xdp_guard", "vx_xdp_encap"} {
+			spec.Programs[name].Flags |= bpf.XDPHasFrags
+		}
+	} else if err := spec.Variables["vx_have_frags"].Set(uint8(0)); err != nil {
+		return nil, fmt.Errorf("set vx_have_frags: %w", err)
+	}
 	for name, m := range spec.Maps {
 		if strings.HasPrefix(name, "vx_") {
 			m.Pinning = ebpf.PinByName

@@ -40,6 +40,8 @@ const (
 	featureTCX     = "tcx"
 	featureClsact  = "clsact"
 	featureDecapL3 = "decap_l3"
+
+	featureXDPFrags = "xdp_frags"
 )
 
 const noFastPath = "no fast path"
@@ -71,6 +73,10 @@ func allFeatures() []Feature {
 			}},
 		{Name: "maps", Kernel: "4.6", Required: true, For: "FDB, ports, VTEPs, counters", Without: noFastPath,
 			try: func() error { return probe.Maps(ebpf.Hash, ebpf.Array, ebpf.PerCPUArray) }},
+		{Name: "xdp", Kernel: "5.4", For: "raw frames past the stack, and the source check at the driver", Without: "tc programs do both",
+			try: func() error { return probe.XDP(false) }},
+		{Name: featureXDPFrags, Kernel: "5.18", For: "the same of frames larger than a page", Without: "no XDP at devices with a large MTU",
+			try: func() error { return probe.XDP(true) }},
 		{Name: featureTCX, Kernel: "6.6", For: "programs at devices, swapped in one step and kept by a pin", Without: "clsact filters instead",
 			try: probe.TCX},
 		{Name: featureClsact, Kernel: "4.5", For: "the same where there is no tcx, and seeing other people's filters", Without: "no fast path where there is no tcx either",

@@ -177,6 +177,9 @@ func (d *Daemon) vouch() error {
 	if err := d.mend(); err != nil {
 		return err
 	}
+	if err := d.followXDP(); err != nil {
+		return err
+	}
 	return d.followCapture()
 }
 

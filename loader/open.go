@@ -31,7 +31,7 @@ func (d *Daemon) open(cfg *config.Config) (_ *mirror, why string, err error) {
 		if cfg.Networks[i].Datapath != config.Kernel {
 			wanted++
 		}
-		forced = forced || cfg.Networks[i].Datapath == config.TC
+		forced = forced || cfg.Networks[i].Datapath == config.TC || cfg.Networks[i].Datapath == config.XDP
 	}
 	if wanted == 0 && guarded == 0 {
 		return newMirror(), "", nil

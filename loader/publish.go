@@ -17,17 +17,28 @@ func (n *network) mode() config.Datapath {
 	return config.TC
 }
 
+// mode is the network's, with XDP where that decapsulates.
+func (d *Daemon) mode(n *network) config.Datapath {
+	if n.fallback == "" && d.onXDP(n) {
+		return config.XDP
+	}
+	return n.mode()
+}
+
 // publish writes down what status shows.
 func (d *Daemon) publish() {
 	d.state.Attach = ""
 	if d.at != nil {
 		d.state.Attach = d.at.name()
 	}
+	if !slices.Equal(d.xdpStates, d.state.XDP) {
+		d.state.XDP, d.dirty = slices.Clone(d.xdpStates), true
+	}
 	nets := []NetworkState{}
 	for _, n := range d.nets {
 		s := NetworkState{
 			Name: n.cfg.Name, ID: n.id, VNI: n.cfg.VNI, Port: n.cfg.Underlay.Port, Bridge: n.cfg.Bridge.Name, Link: n.cfg.Link,
-			Local: n.local, Device: n.cfg.Underlay.Device, Wanted: n.cfg.Datapath, Mode: n.mode(), Reason: n.fallback, Ports: []PortState{},
+			Local: n.local, Device: n.cfg.Underlay.Device, Wanted: n.cfg.Datapath, Mode: d.mode(n), Reason: n.fallback, Ports: []PortState{},
 		}
 		if s.Reason == "" {
 			s.Reason = n.off

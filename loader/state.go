@@ -35,6 +35,7 @@ type State struct {
 	Attach   string          `json:"attach"` // tcx, clsact, "" if BPF is not in use
 	Reason   string          `json:"reason"` // why BPF is not in use
 	Qdiscs   []int           `json:"qdiscs"` // ifindexes whose clsact qdisc we made
+	XDP      []XDPState      `json:"xdp"`    // devices where XDP runs, or could
 	Networks []NetworkState  `json:"networks"`
 	Owned    reconcile.Owned `json:"owned"`
 	// NetNS is the inode of the network namespace; 0 in the state of an older version.

@@ -58,8 +58,14 @@ func (d *Daemon) want() (*wanted, error) {
 			n.from = n.senders(d.view)
 		}
 	}
+	if d.xdpTold == nil {
+		d.xdpPorts, d.xdpTold = map[int]xdpPort{}, map[int]string{}
+	}
+	if err := d.planXDP(); err != nil {
+		return err
+	}
 	for _, n := range d.guarded() {
-		wantNets[n.key()] = vxmaps.Network{Net: n.id, Local: n.local, Guard: true, Off: true, Check: n.from.check}
+		wantNets[n.key()] = vxmaps.Network{Net: n.id, Local: n.local, Guard: true, Off: true, Check: n.from.check, MAC: d.underlayMAC(n)}
 		if dev, ok := d.view.linkByName(n.cfg.Underlay.Device); ok {
 			wantHooks[hook{"vx_tc_guard", dev.Index, false}] = dev.Name
 		}
@@ -77,17 +83,19 @@ func (d *Daemon) want() (*wanted, error) {
 		off := n.off != ""
 		if n.bridge.Index == 0 || n.link.Index == 0 {
 			// Its links are gone: nothing to attach to, and packets are the kernel's.
-			wantNets[n.key()] = vxmaps.Network{Net: n.id, Local: n.local, Off: true, Check: n.from.check}
+			wantNets[n.key()] = vxmaps.Network{Net: n.id, Local: n.local, Off: true, Check: n.from.check, MAC: d.underlayMAC(n)}
 			continue
 		}
 		age := n.ageing()
 		wantNets[n.key()] = vxmaps.Network{Net: n.id, Local: n.local, Ageing: age, Refresh: refresh(age), Off: off,
-			MSS: n.mss(), ZeroCsum6: n.link.VXLAN.UDPZeroCsum6RX, Check: n.from.check}
+			MSS: n.mss(), ZeroCsum6: n.link.VXLAN.UDPZeroCsum6RX, Check: n.from.check,
+			MAC: d.underlayMAC(n), Soft: n.soft}
 		port := vxmaps.Port{Net: n.id, VNI: n.cfg.VNI, MTU: mtu16(n.link.MTU), MSS: n.mss(), Ageing: age, Refresh: refresh(age), Off: off}
 		for _, l := range d.view.ports(n) {
 			p := port
 			ok, _ := d.view.fastPort(n, l)
 			p.Off = off || !ok
+			p.Soft = d.xdpPorts[l.Index].soft
 			wantPorts[uint32(l.Index)] = p
 			wantHooks[hook{"vx_tc_encap", l.Index, false}] = l.Name
 		}
@@ -173,6 +181,9 @@ func (d *Daemon) sync() error {
 		}
 	}
 	d.ports, d.networks = wantPorts, wantNets
+	if err := d.syncXDP(); err != nil {
+		return err
+	}
 	d.publish()
 	return nil
 }
@@ -246,7 +257,7 @@ func (d *Daemon) ours(id ebpf.ProgramID) bool {
 	}
 	defer p.Close()
 	info, err := p.Info()
-	known = err == nil && strings.HasPrefix(info.Name, "vx_tc_")
+	known = err == nil && (strings.HasPrefix(info.Name, "vx_tc_") || strings.HasPrefix(info.Name, "vx_xdp_"))
 	d.mine[id] = known
 	return known
 }
@@ -276,4 +287,10 @@ func (d *Daemon) attach(h hook, dev string) error {
 	}
 	d.hooks[h] = true
 	return nil
+}
+
+// underlayMAC is the address that frames for this host have on the network's underlay device.
+func (d *Daemon) underlayMAC(n *network) fdb.MAC {
+	dev, _ := d.view.linkByName(n.cfg.Underlay.Device)
+	return dev.MAC
 }

@@ -113,6 +113,7 @@ func (d *Daemon) takeOff() error {
 			errs = append(errs, a.detach(h))
 		}
 	}
+	// XDP links go with their pins.
 	errs = append(errs, removeTree(d.opt.pinDir()))
 	_ = os.Remove(d.opt.PinRoot) // fails while another instance has pins
 	return errors.Join(errs...)

@@ -31,6 +31,7 @@ type view struct {
 	// tc is what others have put on devices that packets of the fast path would
 	// go around; by ifindex.
 	tc        map[int]foreign
+	raw       map[int]rawPort     // ports that take raw frames
 	addresses map[netip.Addr]bool // of this host
 	subnets   []kernel.Address    // the same, with what is around them
 	// named are the VTEPs that somebody wrote into the table of a vxlan device, by
@@ -128,6 +129,7 @@ type network struct {
 	off          string // why every packet goes the kernel's way just now; "" if the fast path is on
 	told         string // the value of off that was logged last
 	from         senders
+	soft         bool // frames from the underlay device may lack checksums
 }
 
 func (n *network) key() maps.NetworkKey {
@@ -367,6 +369,7 @@ func (v *view) entry(n *network, mac fdb.MAC, now time.Duration) (fdb.Entry, boo
 			e.Kind = fdb.Peer
 		}
 	}
+	v.rawOf(&e)
 	return e, true
 }
 

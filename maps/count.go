@@ -84,12 +84,14 @@ func (n Count) minus(o Count) Count { return Count{n.Packets - o.Packets, n.Byte
 // how much of it there was that it could have: known unicast and flood alike, but
 // not what the bridge delivers on the same host.
 func (c Counts) Sent() (fast, total Count) {
-	return c[bpf.HookEncap][bpf.Fast], c.all(bpf.HookEncap).minus(c[bpf.HookEncap][bpf.DstLocal])
+	// What XDP carries comes to no other hook; what it lets up is counted there.
+	x := c[bpf.HookXDPEncap][bpf.Fast]
+	return c[bpf.HookEncap][bpf.Fast].plus(x), c.all(bpf.HookEncap).minus(c[bpf.HookEncap][bpf.DstLocal]).plus(x)
 }
 
-// Received is the same for packets from VTEPs. What the underlay hook did not
-// carry comes by the vxlan device, where the second hook has its chance.
+// Received is the same for packets from VTEPs. What the underlay hooks did not
+// carry comes by the vxlan device, where the last hook has its chance.
 func (c Counts) Received() (fast, total Count) {
-	d := c[bpf.HookDecap][bpf.Fast]
+	d := c[bpf.HookDecap][bpf.Fast].plus(c[bpf.HookXDPDecap][bpf.Fast])
 	return d.plus(c[bpf.HookDeliver][bpf.Fast]), d.plus(c.all(bpf.HookDeliver))
 }

@@ -58,7 +58,7 @@ type flag struct {
 
 func flags(e *fdb.Entry) []flag {
 	return []flag{{bpf.EntryStatic, &e.Static}, {bpf.EntrySticky, &e.Sticky}, {bpf.EntryPinned, &e.Pinned},
-		{bpf.EntryPending, &e.Pending}}
+		{bpf.EntryPending, &e.Pending}, {bpf.EntryRaw, &e.Raw}, {bpf.EntryRawTCP, &e.RawTCP}, {bpf.EntryRawSG, &e.RawSG}}
 }
 
 // Delete removes an entry. One that is not there is fine: programs remove moved

@@ -52,6 +52,7 @@ const (
 const (
 	Auto   = "auto"
 	TC     = "tc"
+	XDP    = "xdp"
 	Kernel = "kernel"
 	None   = "none" // no overlay is configured on this host
 )
@@ -118,7 +119,7 @@ type Network struct {
 type HostSpec struct {
 	Name    string     `yaml:"name"`
 	Address netip.Addr `yaml:"address,omitempty"` // on the underlay; zero: the prefix's 11th, 12th, ... address
-	// Datapath is Auto (also if empty), TC, Kernel or None.
+	// Datapath is Auto (also if empty), XDP, TC, Kernel or None.
 	Datapath string `yaml:"datapath,omitempty"`
 	// KernelVXLAN makes the overlay with rtnetlink; vxbpf does not run here.
 	KernelVXLAN bool `yaml:"kernel_vxlan,omitempty"`
@@ -341,9 +342,9 @@ func (s *Spec) checkHosts() error {
 		switch h.Datapath {
 		case "":
 			h.Datapath = Auto
-		case Auto, TC, Kernel, None:
+		case Auto, XDP, TC, Kernel, None:
 		default:
-			return fmt.Errorf("host %s: datapath %q: want auto, tc, kernel or none", h.Name, h.Datapath)
+			return fmt.Errorf("host %s: datapath %q: want auto, xdp, tc, kernel or none", h.Name, h.Datapath)
 		}
 	}
 	return nil

@@ -41,6 +41,7 @@ type statusDoc struct {
 	Unconfirmed *time.Time         `json:"unconfirmed_until,omitempty"`
 	RolledBack  *loader.RolledBack `json:"rolled_back,omitempty"`
 	Repairs     loader.Repairs     `json:"repairs"`
+	XDP         []loader.XDPState  `json:"xdp"`
 	Networks    []networkStatus    `json:"networks"`
 	VTEPs       []observe.VTEP     `json:"vteps"`
 	// Unclear are strangers whose packets did not show their network: cut before the VNI, or with too many headers.
@@ -155,7 +156,7 @@ func (a *app) readStatus(ctx context.Context, over time.Duration) (*statusDoc, e
 func newStatus(s *observe.Snapshot, r *observe.Rates) *statusDoc {
 	st := s.State
 	doc := &statusDoc{Version: statusVersion, Instance: st.Instance, Config: st.Config, Since: st.Since, Once: st.Once, Daemon: s.Daemon,
-		Attach: st.Attach, Reason: st.Reason, Degraded: len(st.Degraded()) > 0, VTEPs: s.VTEPs, Problems: s.Problems(), rates: r, Unclear: s.From(maps.SourceUnion)}
+		Attach: st.Attach, XDP: st.XDP, Reason: st.Reason, Degraded: len(st.Degraded()) > 0, VTEPs: s.VTEPs, Problems: s.Problems(), rates: r, Unclear: s.From(maps.SourceUnion)}
 	doc.FDB.Entries, doc.FDB.Size = s.FDBEntries()
 	if r != nil {
 		doc.Interval = r.Over.Seconds()
@@ -244,6 +245,12 @@ func (s *statusDoc) text(w io.Writer, columns int) error {
 	}
 	if err := t.Flush(); err != nil {
 		return err
+	}
+	for i, x := range s.XDP {
+		if i == 0 {
+			fmt.Fprintln(w)
+		}
+		fmt.Fprintf(w, "XDP at %s: %s (%s)\n", x.Device, cmp.Or(x.Program, "none"), x.Reason)
 	}
 	if err := s.vtepTable(w); err != nil {
 		return err

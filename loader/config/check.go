@@ -837,11 +837,7 @@ func (c *checker) metrics(s scalar) string {
 }
 
 func (c *checker) datapath(s scalar, def Datapath) Datapath {
-	if s.set && s.text == "xdp" {
-		c.fail(s.where, "write auto, tc or kernel", "this version has no xdp data path")
-		return def
-	}
-	return Datapath(c.word(s, string(def), string(Auto), string(TC), string(Kernel)))
+	return Datapath(c.word(s, string(def), string(Auto), string(XDP), string(TC), string(Kernel)))
 }
 
 // addr reads an address literal.

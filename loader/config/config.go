@@ -122,6 +122,7 @@ type Datapath string
 const (
 	Auto   Datapath = "auto"   // BPF where it loads, else kernel, and say so
 	TC     Datapath = "tc"     // BPF at tc hooks; an error if it does not load
+	XDP    Datapath = "xdp"    // TC, and XDP wherever a driver runs it, at whatever cost
 	Kernel Datapath = "kernel" // plain vxlan links
 )
 

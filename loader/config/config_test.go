@@ -150,6 +150,9 @@ func TestAccepts(t *testing.T) {
 			a, b, e := c.Networks[0].Sources, c.Networks[1].Sources, c.Networks[2].Sources
 			return a.Given && len(a.Prefixes) == 1 && a.Prefixes[0].Bits() == 32 && b.Any && len(b.Prefixes) == 0 && len(e.Prefixes) == 3 && e.Prefixes[0].IsSingleIP()
 		}},
+		{"xdp", head + "datapath: xdp\nnetworks: [{name: a, vni: 1, bridge: b}, {name: c, vni: 2, bridge: d, datapath: tc}]", func(c *Config) bool {
+			return c.Datapath == XDP && c.Networks[0].Datapath == XDP && c.Networks[1].Datapath == TC
+		}},
 		{"no sources but the remotes", one + ", remotes: [192.0.2.1], allowed_sources: []}", func(c *Config) bool {
 			s := c.Networks[0].Sources
 			return s.Given && !s.Any && len(s.Prefixes) == 0 && !c.Sources.Given
@@ -314,9 +317,7 @@ func TestProblems(t *testing.T) {
 		{"mss clamp word", one + ", mss_clamp: on}", "3:54: networks[0].mss_clamp: on is not a number", "off, auto or a number"},
 		{"bypass netfilter", head + "bypass_netfilter: yes\nnetworks: [{name: a, vni: 1, bridge: b}]", "2:19: bypass_netfilter: yes is neither", "write true"},
 		{"mtu word", one + ", mtu: max}", "3:48: networks[0].mtu: max is not a number", "an MTU is auto or a number from 68 to 65535"},
-		{"xdp", head + "datapath: xdp\nnetworks: [{name: a, vni: 1, bridge: b}]", "2:11: datapath: this version has no xdp", "auto, tc or kernel"},
-		{"xdp of a network", one + ", datapath: xdp}", "3:53: networks[0].datapath: this version has no xdp", "auto"},
-		{"datapath", head + "datapath: fast\nnetworks: [{name: a, vni: 1, bridge: b}]", "2:11: datapath: fast is not known", "auto, tc, kernel"},
+		{"datapath", head + "datapath: fast\nnetworks: [{name: a, vni: 1, bridge: b}]", "2:11: datapath: fast is not known", "auto, xdp, tc, kernel"},
 		{"metrics without a port", head + "metrics: 127.0.0.1\nnetworks: [{name: a, vni: 1, bridge: b}]", "2:10: metrics: 127.0.0.1 is no address with a port", "unix:"},
 		{"metrics at a name", head + "metrics: 'localhost:9879'\nnetworks: [{name: a, vni: 1, bridge: b}]", "2:10: metrics: localhost is no address", "127.0.0.1:9879"},
 		{"metrics port", head + "metrics: '127.0.0.1:99999'\nnetworks: [{name: a, vni: 1, bridge: b}]", "2:10: metrics: 99999 is no port", "off"},

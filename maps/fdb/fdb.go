@@ -133,6 +133,9 @@ type Entry struct {
 	// Sticky: no frame from another bridge port moves the entry. Pinned: none
 	// from another VTEP does. In the kernel, static alone means neither.
 	Sticky, Pinned bool
+	// Raw: the port takes raw frames, so XDP may deliver all but TCP; RawTCP: TCP
+	// too; RawSG: frames in several buffers as well.
+	Raw, RawTCP, RawSG bool
 	// Pending: written, and not confirmed by asking the kernel again. Shows
 	// moves, carries no packet. Same does not look at it.
 	Pending bool

@@ -61,7 +61,12 @@ type world struct {
 	t   *testing.T
 	ctx context.Context
 	bin string
+
+	daemons map[string]*testenv.Daemon
 }
+
+// daemonOf is the daemon that start started last on a host.
+func (w *world) daemonOf(host string) *testenv.Daemon { return w.daemons[host] }
 
 // up builds a lab of its own for the test and takes it down afterwards; with
 // start, vxbpf runs on each host whose datapath is not none and that is not a
@@ -109,6 +114,10 @@ func (w *world) start(host string, args ...string) *testenv.Daemon {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	if w.daemons == nil {
+		w.daemons = map[string]*testenv.Daemon{}
+	}
+	w.daemons[host] = d
 	if err := w.AttachContainers(w.ctx, host); err != nil {
 		w.t.Fatal(err)
 	}
@@ -142,10 +151,15 @@ func (w *world) vxbpf(host string, args ...string) (stdout, stderr string, code 
 
 // status is what tests read of `vxbpf status -o json`.
 type status struct {
-	Daemon   int             `json:"daemon_pid"`
-	Attach   string          `json:"attach"`
-	Degraded bool            `json:"degraded"`
-	Reason   string          `json:"reason"`
+	Daemon   int    `json:"daemon_pid"`
+	Attach   string `json:"attach"`
+	Degraded bool   `json:"degraded"`
+	Reason   string `json:"reason"`
+	XDP      []struct {
+		Device  string `json:"device"`
+		Program string `json:"program"`
+		Reason  string `json:"reason"`
+	} `json:"xdp"`
 	Networks []networkStatus `json:"networks"`
 }
 

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/vxbpf/vxbpf/loader/kernel"
+)
+
+// Where XDP runs by itself, where by force, and what is said of it.
+func TestChooseXDP(t *testing.T) {
+	native := func(driver string) kernel.XDP { return kernel.XDP{Driver: driver, Known: true, Native: true} }
+	merging := native("virtio_net")
+	merging.Merges = true
+	for _, tt := range []struct {
+		name        string
+		dev         xdpDevice
+		auto, force bool
+		noFrags     bool
+		why         string // of auto
+	}{
+		{"veth", xdpDevice{name: "eth2", kind: "veth", mtu: 1500, XDP: native("veth")}, false, true, false, "segmentation"},
+		{"tap", xdpDevice{name: "tap0", kind: "tun", mtu: 1500, XDP: native("tun")}, false, true, false, "linear"},
+		{"virtio-net without offloads", xdpDevice{name: "eth2", mtu: 1500, XDP: native("virtio_net")}, true, true, false, "virtio_net"},
+		{"virtio-net with them", xdpDevice{name: "eth2", mtu: 1500, XDP: merging}, false, true, false, "merged"},
+		{"virtio-net, jumbo frames", xdpDevice{name: "eth2", mtu: 9000, XDP: native("virtio_net")}, true, true, false, "virtio_net"},
+		{"the same before 5.18", xdpDevice{name: "eth2", mtu: 9000, XDP: native("virtio_net")}, false, false, true, "MTU 9000"},
+		{"ixgbe, jumbo frames", xdpDevice{name: "eth2", mtu: 9000, XDP: native("ixgbe")}, false, false, false, "MTU 9000"},
+		{"mlx5", xdpDevice{name: "eth2", mtu: 1500, XDP: native("mlx5_core")}, true, true, false, "mlx5_core"},
+		{"ena", xdpDevice{name: "eth2", mtu: 1500, XDP: native("ena")}, false, true, false, "queues"},
+		{"gve, MTU of its own", xdpDevice{name: "eth2", mtu: 8896, XDP: native("gve")}, false, false, false, "MTU 8896"},
+		{"an unknown driver that has it", xdpDevice{name: "eth2", mtu: 1500, XDP: native("new")}, false, true, false, "nobody has looked at"},
+		{"a driver without", xdpDevice{name: "eth2", mtu: 1500, XDP: kernel.XDP{Driver: "dull", Known: true}}, false, false, false, "no native XDP"},
+		{"an unknown driver on an old kernel", xdpDevice{name: "eth2", mtu: 1500, XDP: kernel.XDP{Driver: "new"}}, false, false, false, "nobody has looked at"},
+		{"a bridge", xdpDevice{name: "br0", kind: "bridge", mtu: 1500, XDP: native("bridge")}, false, false, false, "is a bridge"},
+		{"a VLAN", xdpDevice{name: "eth2.5", kind: "vlan", mtu: 1500, XDP: kernel.XDP{Known: true}}, false, false, false, "is a vlan"},
+	} {
+		use, why := chooseXDP(tt.dev, false, !tt.noFrags)
+		if use != tt.auto || !strings.Contains(why, tt.why) {
+			t.Errorf("%s: auto %v, %q; want %v, %q", tt.name, use, why, tt.auto, tt.why)
+		}
+		if use, why := chooseXDP(tt.dev, true, !tt.noFrags); use != tt.force || use && !strings.HasPrefix(why, "datapath: xdp") {
+			t.Errorf("%s: force %v, %q; want %v", tt.name, use, why, tt.force)
+		}
+	}
+}
