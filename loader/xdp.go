@@ -153,9 +153,15 @@ func chooseXDP(d xdpDevice, force, frags bool) (use bool, why string) {
 	case k.mtu != 0 && d.mtu > k.mtu && !(frags && k.several):
 		return false, fmt.Sprintf("MTU %d: native XDP of %s takes %d", d.mtu, name, k.mtu)
 	case force:
-		return true, "datapath: xdp; it " + k.cost
+		why = "datapath: xdp; it " + k.cost
+		if d.HidesTags {
+			why += "; and " + d.name + " hides VLAN tags from programs: tagged VXLAN packets count as untagged (ethtool -K " + d.name + " rxvlan off)"
+		}
+		return true, why
 	case !k.auto:
 		return false, fmt.Sprintf("native XDP of %s %s", name, k.cost)
+	case d.HidesTags:
+		return false, fmt.Sprintf("%s hides VLAN tags from XDP programs; `ethtool -K %s rxvlan off` shows them", d.name, d.name)
 	case d.Merges:
 		return false, fmt.Sprintf("%s receives merged frames (LRO or hardware GRO), which native XDP would end", d.name)
 	}

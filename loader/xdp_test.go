@@ -14,6 +14,8 @@ func TestChooseXDP(t *testing.T) {
 	native := func(driver string) kernel.XDP { return kernel.XDP{Driver: driver, Known: true, Native: true} }
 	merging := native("virtio_net")
 	merging.Merges = true
+	hiding := native("mlx5_core")
+	hiding.HidesTags = true
 	for _, tt := range []struct {
 		name        string
 		dev         xdpDevice
@@ -28,6 +30,7 @@ func TestChooseXDP(t *testing.T) {
 		{"virtio-net, jumbo frames", xdpDevice{name: "eth2", mtu: 9000, XDP: native("virtio_net")}, true, true, false, "virtio_net"},
 		{"the same before 5.18", xdpDevice{name: "eth2", mtu: 9000, XDP: native("virtio_net")}, false, false, true, "MTU 9000"},
 		{"ixgbe, jumbo frames", xdpDevice{name: "eth2", mtu: 9000, XDP: native("ixgbe")}, false, false, false, "MTU 9000"},
+		{"tags that it hides", xdpDevice{name: "eth2", mtu: 1500, XDP: hiding}, false, true, false, "rxvlan off"},
 		{"mlx5", xdpDevice{name: "eth2", mtu: 1500, XDP: native("mlx5_core")}, true, true, false, "mlx5_core"},
 		{"ena", xdpDevice{name: "eth2", mtu: 1500, XDP: native("ena")}, false, true, false, "queues"},
 		{"gve, MTU of its own", xdpDevice{name: "eth2", mtu: 8896, XDP: native("gve")}, false, false, false, "MTU 8896"},

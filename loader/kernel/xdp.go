@@ -27,7 +27,9 @@ type XDP struct {
 	Segments bool
 	// Merges: the device makes larger frames of those that it receives (LRO, hardware GRO).
 	Merges bool
-	Queues int // to receive; 0: unknown
+	// HidesTags: the device takes VLAN tags out of the frames that it receives, so that a program does not see them.
+	HidesTags bool
+	Queues    int // to receive; 0: unknown
 }
 
 // Attributes of the netdev family (linux/netdev.h).
@@ -54,6 +56,7 @@ func (h *Handle) XDPOf(l Link) (x XDP, err error) {
 	x.Driver, _ = e.DriverName(l.Name)
 	if f, err := e.Features(l.Name); err == nil {
 		x.Segments = f["tx-tcp-segmentation"]
+		x.HidesTags = f["rx-vlan-hw-parse"]
 		x.Merges = f["rx-lro"] || f["rx-gro-hw"]
 	}
 	if c, err := e.GetChannels(l.Name); err == nil {

@@ -67,8 +67,6 @@ var Profiles = []Profile{
 	{Name: "group", Group: netip.MustParseAddr("239.1.1.236"), MinSent: 0.3, MinReceived: 0.3},
 	{Name: "offloads-off", ContainerMTU: 1500, Before: offloadsOff, MinSent: 0.3, MinReceived: 0.3},
 	{Name: "gro", ContainerMTU: 1500, Before: gro, MinSent: 0.3, MinReceived: 0.3},
-	{Name: "xdp", ContainerMTU: 1500, Before: gro, Network: "    datapath: xdp\n", MinSent: 0.3, MinReceived: 0.3},
-	{Name: "xdp6", IPv6: true, ContainerMTU: 1500, Before: gro, Network: "    datapath: xdp\n", MinSent: 0.3, MinReceived: 0.3},
 }
 
 func portRange(low, high uint16) []byte {
