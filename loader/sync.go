@@ -62,7 +62,7 @@ func (d *Daemon) want() (*wanted, error) {
 		d.xdpPorts, d.xdpTold = map[int]xdpPort{}, map[int]string{}
 	}
 	if err := d.planXDP(); err != nil {
-		return err
+		return nil, err
 	}
 	for _, n := range d.guarded() {
 		wantNets[n.key()] = vxmaps.Network{Net: n.id, Local: n.local, Guard: true, Off: true, Check: n.from.check, MAC: d.underlayMAC(n)}

@@ -190,7 +190,7 @@ type rawPort struct{ all, tcp, several bool }
 // which ports take raw frames.
 func (d *Daemon) planXDP() error {
 	d.view.raw, d.xdpWant, d.xdpStates = map[int]rawPort{}, map[int]xdpWant{}, nil
-	frags := d.dp.frags
+	frags := d.dp == nil || d.dp.frags // nil: somebody who only compares
 	underlays := map[int]*xdpWant{}
 	for _, n := range slices.Concat(d.fast(), d.guarded()) {
 		dev, ok := d.view.linkByName(n.cfg.Underlay.Device)
