@@ -242,7 +242,7 @@ func TestCoexistUnderlays(t *testing.T) {
 			l.sh(h.Name, remake("storage", 244, "eth3", "198.51.100.1"+own, "198.51.100.1"+other, 4789)...)
 		}
 		return fmt.Appendf(nil, `
-underlay: {device: eth2, ttl: 5}
+underlay: {device: eth2, ttl: 5, allowed_sources: any} # the kernel believes strangers too
 networks:
   - {name: mgmt, vni: 236, bridge: br-mgmt, remotes: [192.0.2.1%[2]s], mtu: 1450}
   - {name: repl, vni: 248, bridge: br-repl, local: 192.0.2.2%[1]s, remotes: [192.0.2.2%[2]s], mtu: 1450}
