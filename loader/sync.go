@@ -251,6 +251,13 @@ func (d *Daemon) ours(id ebpf.ProgramID) bool {
 	if ok {
 		return known
 	}
+	for h := range d.hooks {
+		if at, err := d.at.at(h); err == nil && at == id {
+			d.mine[id] = true
+			return true
+		}
+	}
+	// By number only with CAP_SYS_ADMIN. Without, other instances' programs count as other people's.
 	p, err := ebpf.NewProgramFromID(id)
 	if err != nil {
 		return false

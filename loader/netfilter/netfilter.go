@@ -94,7 +94,7 @@ func Read(last Rules) (Rules, error) {
 
 func allowed(err error) error {
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
-		return fmt.Errorf("%w: CAP_NET_ADMIN is missing; run as root", err)
+		return fmt.Errorf("%w: run as root, or with CAP_NET_ADMIN and, for /proc/net/*_tables_names, CAP_DAC_READ_SEARCH", err)
 	}
 	return err
 }

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vxbpf/vxbpf/loader"
 	"github.com/vxbpf/vxbpf/testenv"
 )
 
@@ -25,17 +26,25 @@ import (
 const (
 	withoutBPF   = "vxbpf-without-bpf"   // no CAP_BPF, CAP_SYS_ADMIN, CAP_PERFMON; CAP_NET_ADMIN stays
 	withoutBPFFS = "vxbpf-without-bpffs" // no bpf file system and no right to mount one
+	withoutRoot  = "vxbpf-without-root"  // user nobody with neededCapabilities
 )
 
 // init makes a process called by one of those names a vxbpf with fewer rights.
 // The name does it and not the environment, because `lab down` calls unload by name.
 func init() {
 	name := filepath.Base(os.Args[0])
-	if name != withoutBPF && name != withoutBPFFS {
+	if name != withoutBPF && name != withoutBPFFS && name != withoutRoot {
 		return
 	}
 	runtime.LockOSThread()
 	err := func() error {
+		if name == withoutRoot {
+			if err := becomeNobody(neededCapabilities...); err != nil {
+				return err
+			}
+			real := filepath.Join(filepath.Dir(os.Args[0]), "vxbpf")
+			return syscall.Exec(real, append([]string{real}, os.Args[1:]...), os.Environ())
+		}
 		drop := []int{unix.CAP_SYS_ADMIN, unix.CAP_BPF, unix.CAP_PERFMON}
 		if name == withoutBPFFS {
 			drop = drop[:1]
@@ -81,6 +90,43 @@ func dropCapabilities(drop ...int) error {
 	}
 	if err := unix.Capset(&hdr, &data[0]); err != nil {
 		return fmt.Errorf("drop capabilities: %w", err)
+	}
+	return nil
+}
+
+// neededCapabilities are all that a daemon needs which is not root. ARCHITECTURE.md,
+// "Capabilities", says what each is for.
+var neededCapabilities = []int{unix.CAP_NET_ADMIN, unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_DAC_READ_SEARCH}
+
+const nobodyID = 65534
+
+// becomeNobody gives up root, and keeps these capabilities over the next exec.
+func becomeNobody(keep ...int) error {
+	if err := unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("keep capabilities: %w", err)
+	}
+	// This thread only: it is the one that executes.
+	for _, call := range []struct{ nr, a uintptr }{{unix.SYS_SETGROUPS, 0}, {unix.SYS_SETRESGID, nobodyID}, {unix.SYS_SETRESUID, nobodyID}} {
+		b, c := call.a, call.a
+		if _, _, err := unix.RawSyscall(call.nr, call.a, b, c); err != 0 {
+			return fmt.Errorf("become user %d: %w", nobodyID, err)
+		}
+	}
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	for _, c := range keep {
+		d, bit := &data[c/32], uint32(1)<<(c%32)
+		d.Effective |= bit
+		d.Permitted |= bit
+		d.Inheritable |= bit
+	}
+	if err := unix.Capset(&hdr, &data[0]); err != nil {
+		return fmt.Errorf("keep capabilities: %w", err)
+	}
+	for _, c := range keep {
+		if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, uintptr(c), 0, 0); err != nil {
+			return fmt.Errorf("keep capability %d: %w", c, err)
+		}
 	}
 	return nil
 }
@@ -312,4 +358,76 @@ func TestFallbackMixed(t *testing.T) {
 		t.Errorf("programs of the earlier run: %v", p)
 	}
 	w.allTraffic()
+}
+
+//	h1 (user nobody): mgmt-1 on br-mgmt -- encap-mgmt -- eth2 ==== eth2 -- the same, by root: h2
+//
+// With the capabilities that ARCHITECTURE.md lists and no others the daemon
+// carries traffic on BPF, and verify and unload work. Its directories are made for
+// it, as systemd makes RuntimeDirectory.
+func TestWithoutRoot(t *testing.T) {
+	w := up(t, oneNetwork(testenv.HostSpec{Name: "h1"}, testenv.HostSpec{Name: "h2"}), false)
+	h := w.Host("h1")
+	bin := w.restricted(withoutRoot)
+	pins, run := filepath.Join(filepath.Dir(loader.DefaultPinRoot), h.Instance()), filepath.Join(loader.DefaultRunDir, h.Instance())
+	for _, dir := range []string{pins, run} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chown(dir, nobodyID, nobodyID); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = os.Remove(dir) })
+	}
+	cfg := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(cfg, h.Config(w.Spec), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var log bytes.Buffer
+	cmd := h.NS.Command(w.ctx, bin, "--instance", h.Instance(), "--pin-root", pins, "load", cfg)
+	cmd.Stdout, cmd.Stderr = &log, &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	stopped := false
+	stop := func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("the daemon: %v\n%s", err, log.String())
+		}
+	}
+	defer stop()
+	w.wait("the data path", func() bool {
+		_, _, code := w.vxbpf("h1", "status")
+		return code == 0
+	})
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(b), "Uid:\t65534\t65534\t65534\t65534") {
+		t.Fatalf("the daemon is not user nobody:\n%s", b)
+	}
+	if err := w.AttachContainers(w.ctx, "h1"); err != nil {
+		t.Fatal(err)
+	}
+	w.start("h2")
+	from, to := w.Container("h1", "mgmt-1"), w.Container("h2", "mgmt-1")
+	w.wait("the fast path both ways", func() bool {
+		before := w.network("h1", "mgmt")
+		w.ping(from.NS, to.Addr.Addr())
+		after := w.network("h1", "mgmt")
+		return after.Sent.Fast >= before.Sent.Fast+3 && after.Received.Fast >= before.Received.Fast+3
+	})
+	if out, code := w.run(bin, "h1", "--pin-root", pins, "verify"); code != 0 {
+		t.Errorf("verify: exit %d\n%s", code, out)
+	}
+	stop()
+	if out, code := w.run(bin, "h1", "--pin-root", pins, "unload"); code != 0 {
+		t.Errorf("unload: exit %d\n%s", code, out)
+	}
 }
