@@ -54,7 +54,7 @@ install: ## Install what `make build` built to $(DESTDIR)$(PREFIX)/sbin
 
 # One package at a time: tests measure ageing and holding times, and share two cores and /run/vxbpf.
 test: need-root need-test build ## Run all tests: unit, program, end to end (root)
-	VXBPF_BIN=$(CURDIR)/vxbpf $(GO) test ./... -count=1 -p 1 -timeout 15m
+	VXBPF_BIN=$(CURDIR)/vxbpf $(GO) test ./... -count=1 -p 1 -timeout 40m
 
 test-race: need-root need-test need-go ## The same with the race detector, daemon included (root; needs gcc)
 	CGO_ENABLED=1 $(GO) build -race -o bin/vxbpf-race ./cmd/vxbpf

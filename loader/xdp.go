@@ -311,15 +311,15 @@ func (d *Daemon) followXDP() error {
 
 // rawPort says what a port takes.
 func (d *Daemon) rawPort(l kernel.Link, f xdpDevice) (rawPort, error) {
-	switch {
-	case l.Kind == "veth":
+	switch l.Kind {
+	case "veth":
 		// The kernel says of this end whether the far one takes frames: with GRO on, or a program there.
 		if !l.PeerElsewhere || !f.Known || !f.Takes {
 			return rawPort{}, nil
 		}
 		tcp, err := d.h.PeerXDP(l)
 		return rawPort{all: true, tcp: tcp, several: f.Several}, err
-	case l.Kind == "tun":
+	case "tun":
 		// A VM that takes large segments has them from GRO.
 		return rawPort{all: !f.Known || f.Takes, tcp: !f.Segments}, nil
 	}

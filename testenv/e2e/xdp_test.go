@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -234,7 +235,8 @@ func TestXDP(t *testing.T) {
 // udpFrame is a datagram whose checksum is right.
 func udpFrame(dst, src fdb.MAC, n int) []byte {
 	b := ether(dst, src, 0x0800, 100)
-	copy(b[bytes.Index(b, mark):], marked(7))
+	_, after, _ := bytes.Cut(b, mark)
+	copy(b[len(b)-len(after)-len(mark):], marked(7))
 	b[len(b)-1] = byte(n)
 	ip, udp := b[14:34], b[34:]
 	sum := onesSum(ip[12:20]) + 17 + uint32(len(udp)) + onesSum(udp)
@@ -263,8 +265,11 @@ func TestXDPLeavesAlone(t *testing.T) {
 	t.Cleanup(func() { prog.Close() })
 	w.kernel(w.Host("h2").NS, func(h *kernel.Handle) error {
 		l, ok, err := h.LinkByName("eth2")
-		if err != nil || !ok {
-			return fmt.Errorf("find eth2: %v", err)
+		if err == nil && !ok {
+			err = errors.New("find eth2: not there")
+		}
+		if err != nil {
+			return err
 		}
 		other, err = link.AttachXDP(link.XDPOptions{Program: prog, Interface: l.Index, Flags: link.XDPDriverMode})
 		return err
