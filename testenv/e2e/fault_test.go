@@ -17,7 +17,7 @@ import (
 	"github.com/vxbpf/vxbpf/testenv"
 )
 
-// fault is one row of the table in docs/faults.md: what goes wrong on h1, what
+// fault is one row of the table in FAULTS.md: what goes wrong on h1, what
 // becomes of the traffic, how long the repair may take, what the operator sees.
 type fault struct {
 	name string
@@ -281,7 +281,7 @@ func (w *world) repairs() int {
 
 // The table in the documentation has a row for each that is tested, and no other.
 func TestFaultTable(t *testing.T) {
-	b, err := os.ReadFile("../../docs/faults.md")
+	b, err := os.ReadFile("FAULTS.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -296,7 +296,7 @@ func TestFaultTable(t *testing.T) {
 		want = append(want, r.name)
 	}
 	if !slices.Equal(have, want) {
-		t.Errorf("docs/faults.md has the rows\n%s\nthe test\n%s", strings.Join(have, "\n"), strings.Join(want, "\n"))
+		t.Errorf("FAULTS.md has the rows\n%s\nthe test\n%s", strings.Join(have, "\n"), strings.Join(want, "\n"))
 	}
 	if len(want) < 20 {
 		t.Errorf("%d rows, want 20", len(want))
