@@ -1189,6 +1189,8 @@ var where = map[string][]bpf.Hook{
 var elsewhere = map[string]string{
 	"too_long":      "needs a GSO packet over 65499 bytes; a test frame fits one page",
 	"drop_stranger": "the tables above check no sources; TestSourceCheck does",
+	"mss":           "XDP only; the tables above are of tc programs, TestXDP has it",
+	"inner_csum":    "XDP only; the tables above are of tc programs, TestXDP has it",
 	"drop_broken":   "needs adjust_room to succeed and leave fewer linear bytes than it promises: no input does",
 }
 

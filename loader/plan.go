@@ -124,6 +124,9 @@ func (d *Daemon) apart(cfg *config.Config) error {
 				m := &cfg.Networks[i]
 				if m.Link == n.Link || m.VNI == n.VNI && m.Underlay.Port == n.Port {
 					pid, _ := Holder(filepath.Dir(f)) // 0 if it cannot be told
+					if _, there, err := d.h.LinkByName(n.Link); pid == 0 && err == nil && !there {
+						continue // left over: numbers of namespaces are used again
+					}
 					return cfg.ErrorAt(fmt.Sprintf("networks[%d]", i),
 						fmt.Sprintf("network %s (link %s, VNI %s) belongs to instance %q (process %d)", m.Name, n.Link, n.VNI, other, pid),
 						"unload it there first: vxbpf --instance "+other+" unload, or choose another link and VNI")
