@@ -52,13 +52,9 @@ install: ## Install what `make build` built to $(DESTDIR)$(PREFIX)/sbin
 	@test -x vxbpf || { echo "./vxbpf is missing: run 'make build' first" >&2; exit 1; }
 	install -D -m 0755 vxbpf $(DESTDIR)$(PREFIX)/sbin/vxbpf
 
-# Written before the daemon put drift back and checked sources: they change a link by hand under a daemon, or send from strangers, and expect
-# that to last. They fail for that, and are to be rewritten, not dropped: make test STALE= runs them.
-STALE ?= ^(TestBridgePorts|TestBridgeSTP|TestBridgePortGoneWithoutDaemon|TestLearningAgeing|TestLearningDestinations|TestMoveSilent|TestCoexistVNI)$$|^TestTrace$$/^no_ageing_time$$
-
 # One package at a time: tests measure ageing and holding times, and share two cores and /run/vxbpf.
 test: need-root need-test build ## Run all tests: unit, program, end to end (root)
-	VXBPF_BIN=$(CURDIR)/vxbpf $(GO) test ./... -count=1 -p 1 -timeout 40m $(if $(STALE),-skip '$(STALE)')
+	VXBPF_BIN=$(CURDIR)/vxbpf $(GO) test ./... -count=1 -p 1 -timeout 40m
 
 test-race: need-root need-test need-go ## The same with the race detector, daemon included (root; needs gcc)
 	CGO_ENABLED=1 $(GO) build -race -o bin/vxbpf-race ./cmd/vxbpf

@@ -37,6 +37,8 @@ type Options struct {
 	Attach string
 	// Recreate allows deleting a vxlan link that vxbpf did not make, where it cannot be changed in place.
 	Recreate bool
+	// LeaveDrift only reports what others change of what vxbpf made, and puts nothing back.
+	LeaveDrift bool
 	// Once leaves the data path without a daemon: leases do not end.
 	Once bool
 	Log  *slog.Logger

@@ -112,7 +112,10 @@ func (d *Daemon) repair(ctx context.Context) time.Duration {
 		d.tell("look at the links", err)
 		return patience
 	}
-	done := d.nameBack(links)
+	var done []string
+	if !d.opt.LeaveDrift {
+		done = d.nameBack(links)
+	}
 	d.know(links)
 	mine := d.drift.lost.Clone()
 	mine.Merge(d.state.Owned)
@@ -133,6 +136,15 @@ func (d *Daemon) repair(ctx context.Context) time.Duration {
 	var lines []string
 	for _, a := range plan.Foreign {
 		lines = append(lines, a.String())
+	}
+	if d.opt.LeaveDrift {
+		for _, a := range plan.Actions {
+			if a.Verb != reconcile.Keep {
+				lines = append(lines, a.String())
+			}
+		}
+		d.foreign(lines)
+		return again(nil)
 	}
 	d.foreign(lines)
 	if !plan.Changes() {
@@ -190,7 +202,11 @@ func (d *Daemon) foreign(lines []string) {
 	for _, l := range lines {
 		if !slices.Contains(r.Foreign, l) {
 			r.Reported++
-			d.log.Warn("differs from the config and is not vxbpf's to change; `vxbpf load` does it", "drift", l)
+			why := "differs from the config and is not vxbpf's to change; `vxbpf load` does it"
+			if d.opt.LeaveDrift {
+				why = "differs from the config and is left as it is (--repair=false); `vxbpf load` changes it"
+			}
+			d.log.Warn(why, "drift", l)
 		}
 	}
 	if !slices.Equal(r.Foreign, lines) {

@@ -48,11 +48,13 @@ type Info struct {
 
 // LoadRequest hands a config to a running daemon.
 type LoadRequest struct {
-	File     string        `json:"file"`
-	Text     string        `json:"text"`
-	Recreate bool          `json:"recreate,omitempty"`
-	Attach   string        `json:"attach,omitempty"`
-	Confirm  time.Duration `json:"confirm_ns,omitempty"`
+	File     string `json:"file"`
+	Text     string `json:"text"`
+	Recreate bool   `json:"recreate,omitempty"`
+	Attach   string `json:"attach,omitempty"`
+	// LeaveDrift is Options.LeaveDrift.
+	LeaveDrift bool          `json:"leave_drift,omitempty"`
+	Confirm    time.Duration `json:"confirm_ns,omitempty"`
 	// NetNS is the caller's network namespace: a config is for the host it is loaded on.
 	NetNS uint64 `json:"netns"`
 }
@@ -163,6 +165,7 @@ func (d *Daemon) load(ctx context.Context, req LoadRequest) (*LoadResult, error)
 	if err != nil {
 		return nil, err
 	}
+	d.opt.LeaveDrift = req.LeaveDrift
 	b, err := json.Marshal(plan)
 	if err != nil {
 		return nil, fmt.Errorf("write plan: %w", err)
@@ -251,7 +254,7 @@ func HandOver(ctx context.Context, cfg *config.Config, opt Options) (*LoadResult
 	if err != nil {
 		return nil, err
 	}
-	req := LoadRequest{File: absolute(cfg.File), Text: string(cfg.Text()), Recreate: opt.Recreate, Attach: opt.Attach, Confirm: opt.Confirm, NetNS: ns}
+	req := LoadRequest{File: absolute(cfg.File), Text: string(cfg.Text()), Recreate: opt.Recreate, Attach: opt.Attach, LeaveDrift: opt.LeaveDrift, Confirm: opt.Confirm, NetNS: ns}
 	var res LoadResult
 	if err := ask(ctx, opt, "/v1/load", req, &res); err != nil {
 		return nil, err

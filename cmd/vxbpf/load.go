@@ -26,7 +26,7 @@ import (
 )
 
 func (a *app) load() *cobra.Command {
-	var dry, reload bool
+	var dry, reload, repair bool
 	c := &cobra.Command{
 		Use:   "load CONFIG",
 		Short: "Make the host match the config, bring the data path up, and follow the kernel",
@@ -66,6 +66,7 @@ packet filter rules, filters of others and routes that come later are not seen b
 				return err
 			}
 			a.opt.Log = log
+			a.opt.LeaveDrift = !repair
 			if dry {
 				p, err := loader.Plan(cfg, a.opt)
 				if err != nil {
@@ -92,6 +93,7 @@ packet filter rules, filters of others and routes that come later are not seen b
 	f.BoolVar(&dry, "dry-run", false, "print what would change, and change nothing")
 	f.BoolVar(&reload, "reload", false, "hand the config to the running daemon, and fail if there is none")
 	f.DurationVar(&a.opt.Confirm, "confirm", 0, "roll back unless `vxbpf confirm` comes within this time, such as 60s")
+	f.BoolVar(&repair, "repair", true, "put back what others change of what vxbpf made; --repair=false only reports it")
 	f.BoolVar(&a.opt.Recreate, "recreate", false, "allow deleting and making again a vxlan link that cannot be changed in place")
 	f.StringVar(&a.opt.Attach, "attach", "auto", "how programs are attached: auto, tcx or clsact")
 	a.outputFlag(c)

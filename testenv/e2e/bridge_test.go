@@ -97,7 +97,8 @@ func buildTwin(t *testing.T, spec testenv.Spec, config func(lab, *testenv.Host) 
 				continue
 			}
 			if c := config(*l, h); i == 1 {
-				d, err := h.Start(l.ctx, testenv.StartOptions{Binary: l.bin, Config: c})
+				// What a test changes by hand in both labs is to stay changed in both.
+				d, err := h.Start(l.ctx, testenv.StartOptions{Binary: l.bin, Config: c, Args: []string{"--repair=false"}})
 				l.must(err, l.AttachContainers(l.ctx, h.Name))
 				tw.daemons[h.Name] = d
 				t.Cleanup(func() {

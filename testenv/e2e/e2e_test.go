@@ -69,16 +69,16 @@ type world struct {
 func (w *world) daemonOf(host string) *testenv.Daemon { return w.daemons[host] }
 
 // up builds a lab of its own for the test and takes it down afterwards; with
-// start, vxbpf runs on each host whose datapath is not none and that is not a
-// plain kernel host.
-func up(t *testing.T, spec testenv.Spec, start bool) *world {
+// start, `vxbpf load` with args runs on each host whose datapath is not none and
+// that is not a plain kernel host.
+func up(t *testing.T, spec testenv.Spec, start bool, args ...string) *world {
 	t.Helper()
 	need.Kernel(t, need.FastPath)
-	return upAnyway(t, spec, start)
+	return upAnyway(t, spec, start, args...)
 }
 
 // upAnyway is up on kernels that cannot run the fast path, too.
-func upAnyway(t *testing.T, spec testenv.Spec, start bool) *world {
+func upAnyway(t *testing.T, spec testenv.Spec, start bool, args ...string) *world {
 	t.Helper()
 	bin, err := binary()
 	if err != nil {
@@ -100,7 +100,7 @@ func upAnyway(t *testing.T, spec testenv.Spec, start bool) *world {
 	if start {
 		for _, h := range l.Hosts {
 			if h.Datapath != testenv.None && !h.KernelVXLAN && !h.Stranger {
-				w.start(h.Name)
+				w.start(h.Name, args...)
 			}
 		}
 	}
@@ -161,6 +161,11 @@ type status struct {
 		Reason  string `json:"reason"`
 	} `json:"xdp"`
 	Networks []networkStatus `json:"networks"`
+	Repairs  struct {
+		Repaired uint64   `json:"repaired"`
+		Reported uint64   `json:"reported"`
+		Foreign  []string `json:"foreign"`
+	} `json:"repairs"`
 }
 
 type networkStatus struct {

@@ -302,3 +302,38 @@ func TestFaultTable(t *testing.T) {
 		t.Errorf("%d rows, want 20", len(want))
 	}
 }
+
+// With --repair=false the daemon reports what others change, and leaves it; a
+// `load` without it puts it back, and from then on again what follows.
+func TestLeaveDrift(t *testing.T) {
+	w := up(t, oneNetwork(testenv.HostSpec{Name: "h1"}, testenv.HostSpec{Name: "h2"}), true, "--repair=false")
+	ttl := func(n string) { w.ip("h1", "link", "set", "encap-mgmt", "type", "vxlan", "ttl", n) }
+	drifted := func() (string, bool) {
+		out, _, code := w.vxbpf("h1", "verify")
+		return out, code == 4
+	}
+	ttl("9")
+	w.wait("the report", func() bool {
+		s, _ := w.status("h1")
+		return s.Repairs.Reported == 1 && len(s.Repairs.Foreign) == 1
+	})
+	time.Sleep(2 * time.Second) // ten times as long as a repair waits
+	if out, drift := drifted(); !drift || !strings.Contains(out, "ttl") {
+		t.Errorf("a ttl changed under --repair=false: verify says\n%s", out)
+	}
+	if s, _ := w.status("h1"); s.Repairs.Repaired != 0 {
+		t.Errorf("put back: %+v", s.Repairs)
+	}
+	if out, msg, code := w.vxbpf("h1", "load", w.config("h1")); code != 0 || !strings.Contains(out, "ttl") {
+		t.Errorf("load: exit %d\n%s%s", code, out, msg)
+	}
+	if out, drift := drifted(); drift {
+		t.Errorf("after load: verify says\n%s", out)
+	}
+	ttl("9")
+	w.wait("the repair", func() bool {
+		_, drift := drifted()
+		s, _ := w.status("h1")
+		return !drift && s.Repairs.Repaired == 1
+	})
+}

@@ -50,9 +50,9 @@ type overlay struct {
 }
 
 // newOverlay is up for these tests.
-func newOverlay(t *testing.T, spec testenv.Spec, start bool) overlay {
+func newOverlay(t *testing.T, spec testenv.Spec, start bool, args ...string) overlay {
 	t.Helper()
-	return overlay{up(t, spec, start), map[testenv.NS]*netlink.Handle{}}
+	return overlay{up(t, spec, start, args...), map[testenv.NS]*netlink.Handle{}}
 }
 
 // handle is an rtnetlink socket in a namespace, closed when the test ends.

@@ -61,7 +61,7 @@ func newMover(t *testing.T, vxbpf bool) *mover {
 	}
 	spec := oneNetwork(hosts...)
 	spec.Containers = 2
-	w := newOverlay(t, spec, true)
+	w := newOverlay(t, spec, true, "--repair=false") // ageing times are changed by hand
 	// A container becomes m by the loss of its link.
 	c := w.Container("h3", "mgmt-2")
 	m := &mover{w, vxbpf, c.NS}
