@@ -5,6 +5,7 @@ package bench
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ import (
 
 	"github.com/vxbpf/vxbpf/bpf"
 	"github.com/vxbpf/vxbpf/loader"
+	"github.com/vxbpf/vxbpf/loader/config"
 	"github.com/vxbpf/vxbpf/maps"
 	"github.com/vxbpf/vxbpf/maps/fdb"
 	"github.com/vxbpf/vxbpf/testenv"
@@ -229,8 +231,11 @@ func openFast(h *testenv.Host) (*fastHost, error) {
 	if err != nil {
 		return nil, fmt.Errorf("host %s: %w", h.Name, err)
 	}
-	if st.Pins == "" {
-		return nil, fmt.Errorf("host %s: vxbpf is on kernel vxlan, not on BPF: %s", h.Name, st.Networks[0].Reason)
+	// Pins are no sign of it: the source check of datapath: kernel has some too.
+	for _, n := range st.Networks {
+		if n.Mode == config.Kernel {
+			return nil, fmt.Errorf("host %s: vxbpf is on kernel vxlan, not on BPF: %s", h.Name, cmp.Or(n.Reason, st.Reason, "as configured"))
+		}
 	}
 	f := &fastHost{Host: h, pins: st.Pins, ids: map[string]fdb.NetID{}}
 	for _, n := range st.Networks {
