@@ -13,11 +13,11 @@ GOLANGCI_VERSION := v2.15.0
 GOLANGCI := bin/golangci-lint-$(GOLANGCI_VERSION)
 
 # Debian and Ubuntu packages: what tests run, and what generate and lint add to that.
-TEST_PACKAGES := iproute2 iptables nftables tcpdump tshark ethtool procps lxc lxc-templates busybox-static
-KERNEL_TEST_PACKAGES := qemu-system-x86 busybox-static cpio xz-utils ebtables wireguard-tools debian-archive-keyring $(TEST_PACKAGES)
+TEST_PACKAGES := iproute2 iptables nftables tcpdump tshark ethtool procps lxc lxc-templates busybox-static ansible-core yamllint rpm
+KERNEL_TEST_PACKAGES := qemu-system-x86 cpio xz-utils ebtables wireguard-tools debian-archive-keyring $(TEST_PACKAGES)
 DEV_PACKAGES := clang-19 llvm-19 clang-format-19 shellcheck
-TEST_COMMANDS := ip bridge iptables-legacy iptables-nft nft tcpdump tshark ethtool sysctl lxc-start
-KERNEL_TEST_COMMANDS := qemu-system-x86_64 busybox cpio xz ebtables-legacy wg apt-get dpkg $(TEST_COMMANDS)
+TEST_COMMANDS := ip bridge iptables-legacy iptables-nft nft tcpdump tshark ethtool sysctl lxc-start busybox ansible-playbook yamllint rpm
+KERNEL_TEST_COMMANDS := qemu-system-x86_64 cpio xz ebtables-legacy wg apt-get dpkg $(TEST_COMMANDS)
 DEV_COMMANDS := clang-19 llvm-strip-19 clang-format-19 shellcheck
 
 # git refuses a checkout of another user's; `go build` would stop at that. The version is then "devel".
@@ -32,7 +32,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo build install test test-kill test-upgrade test-race test-diff test-kernels test-kernels-short bench generate check-generate lint deps clean need-go need-root need-test need-test-kernels need-dev debs package test-install
+.PHONY: help demo build install test test-kill test-upgrade test-race test-diff test-kernels test-kernels-short bench generate check-generate lint deps clean need-go need-root need-test need-test-kernels need-dev debs debs-full package test-install
 
 # $(call have,commands,what for): stop with the way out when one is missing.
 define have
@@ -109,17 +109,22 @@ check-generate: need-go need-dev ## Fail if the committed objects are not what t
 	done && \
 	echo "bpf/*_bpfel.go and bpf/*_bpfel.o are up to date"
 
-# What tests of import, installation and Ansible run.
-TEST_PACKAGES += lxc lxc-templates busybox-static ansible-core yamllint rpm
-TEST_COMMANDS += lxc-start busybox ansible-playbook yamllint rpm
+# TestPackage builds packages of its own; TestExport fetches the tools that read what export writes.
 test-install: need-root need-test build package ## Import, packages, migration and Ansible at length: real ifupdown, dpkg, rpm, LXC, Ansible (root, about 8 minutes)
-	VXBPF_BIN=$(CURDIR)/vxbpf VXBPF_TEST_FULL=1 $(GO) test ./testenv/e2e -run '^(TestOldSetup|TestIfupdown|TestLXC|TestPackage|TestPackageScripts|TestMigration|TestAnsible|TestAnsibleLint)$$' -count=1 -v -timeout 30m
+	VXBPF_BIN=$(CURDIR)/vxbpf VXBPF_TEST_FULL=1 $(GO) test ./testenv/e2e -run '^(TestOldSetup|TestIfupdown|TestLXC|TestPackage|TestPackageScripts|TestMigration|TestExport|TestAnsible|TestAnsibleLint)$$' -count=1 -v -timeout 30m
 
 # Packages that tests install on machines of their own (copies in namespaces), never on this one.
 DEBS := ifupdown bridge-utils
 debs: ## Fetch the packages that tests install in namespaces; apt-get download, nothing is installed here
 	@mkdir -p bin/debs && cd bin/debs && for p in $(DEBS); do ls $${p}_*.deb >/dev/null 2>&1 || \
 		{ rm -f $${p}_*; apt-get download -q $$p >fetch.log 2>&1 || { apt-get update -q >>fetch.log 2>&1 && apt-get download -q $$p >>fetch.log 2>&1; } || { cat fetch.log >&2; exit 1; }; }; done
+
+# Those of the long tests, each in a directory with what it depends on and this machine has not.
+DEBS_FULL := ifupdown2 netplan.io
+debs-full: debs
+	@for p in $(DEBS_FULL); do mkdir -p bin/debs/$$p/partial && \
+		fetch() { apt-get install -q -y --download-only --no-install-recommends --no-upgrade -o Dir::Cache::archives=$(CURDIR)/bin/debs/$$p/ $$p >bin/debs/fetch.log 2>&1; } && \
+		{ fetch || { apt-get update -q >/dev/null 2>&1 && fetch; } || { cat bin/debs/fetch.log >&2; exit 1; }; }; done
 
 # A package's version begins with a digit and sorts: the tag, or the day of the commit before the next version.
 PKG_VERSION ?= $(or $(patsubst v%,%,$(filter v%,$(VERSION))),0.1.0~git$(shell git log -1 --format=%cd.%h --date=format:%Y%m%d%H%M%S 2>/dev/null || echo 0))

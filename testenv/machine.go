@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -118,6 +119,20 @@ func (m *Machine) Pid() int { return m.init.Process.Pid }
 
 // Root is described at Pid.
 func (m *Machine) Root() string { return filepath.Join(m.dir, "root") }
+
+// Changed lists the files that were written on the machine and are still there.
+// What lies in /tmp, /run and other file systems of their own is not among them.
+func (m *Machine) Changed() (files []string, err error) {
+	upper := filepath.Join("/proc", strconv.Itoa(m.init.Process.Pid), "root", m.dir, "upper")
+	err = filepath.WalkDir(upper, func(path string, d fs.DirEntry, err error) error {
+		// A character device stands for a file that was removed.
+		if err == nil && !d.IsDir() && d.Type()&fs.ModeCharDevice == 0 {
+			files = append(files, strings.TrimPrefix(path, upper))
+		}
+		return err
+	})
+	return files, err
+}
 
 // Write makes a file of the machine, and its directory.
 func (m *Machine) Write(name string, b []byte, mode os.FileMode) error {

@@ -25,11 +25,15 @@ import (
 //	  mgmt-1 ─ br-mgmt ─ encap-mgmt ─ eth2 ══ eth2 ─ encap-mgmt ─ br-mgmt ─ mgmt-1
 //	  ... and flat, storage, repl, vxlan
 
-// debs is the directory of packages that `make debs` fetches and nobody installs on this machine.
+// debs is the directory of packages that `make debs`, or debs-full with VXBPF_TEST_FULL=1, fetches and nobody installs on this machine.
 var debs = sync.OnceValues(func() (string, error) {
-	cmd := exec.Command("make", "-s", "-C", "../..", "debs")
+	target := "debs"
+	if full() {
+		target = "debs-full"
+	}
+	cmd := exec.Command("make", "-s", "-C", "../..", target)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("make debs: %w\n%s", err, out)
+		return "", fmt.Errorf("make %s: %w\n%s", target, err, out)
 	}
 	return filepath.Abs("../../bin/debs")
 })
@@ -66,16 +70,28 @@ func (w *world) machine(host string, packages ...string) *machine {
 		if err != nil {
 			w.t.Fatal(err)
 		}
+		var files []string
 		for _, p := range packages {
 			found, err := filepath.Glob(filepath.Join(dir, p+"_*.deb"))
-			if err != nil || len(found) != 1 {
-				w.t.Fatalf("package %s in %s: %v, %v", p, dir, found, err)
-			}
-			b, err := os.ReadFile(found[0])
 			w.check(err)
-			w.check(m.Write("/tmp/debs/"+filepath.Base(found[0]), b, 0o644))
+			if len(found) != 1 { // with all that it needs and this machine has not; nothing, if it has all
+				info, err := os.Stat(filepath.Join(dir, p))
+				if err != nil || !info.IsDir() {
+					w.t.Fatalf("package %s in %s: %v, and no directory of that name", p, dir, found)
+				}
+				found, err = filepath.Glob(filepath.Join(dir, p, "*.deb"))
+				w.check(err)
+			}
+			files = append(files, found...)
 		}
-		x.run("dpkg --force-unsafe-io -i /tmp/debs/*.deb")
+		for _, f := range files {
+			b, err := os.ReadFile(f)
+			w.check(err)
+			w.check(m.Write("/tmp/debs/"+filepath.Base(f), b, 0o644))
+		}
+		if len(files) > 0 {
+			x.run("dpkg --force-unsafe-io -i /tmp/debs/*.deb")
+		}
 	}
 	return x
 }
@@ -94,10 +110,10 @@ func (w *world) check(err error) {
 	}
 }
 
-// run fails the test if the script fails.
+// run fails the test if the script fails, or if a command does not fail that it says `no` to: sh -e goes on after a failing `! command`.
 func (m *machine) run(script string) string {
 	m.w.t.Helper()
-	out, err := m.Run(m.w.ctx, script)
+	out, err := m.Run(m.w.ctx, `no() { if "$@" >/dev/null 2>&1; then echo "works, and should not: $*"; exit 1; fi; }`+"\n"+script)
 	if err != nil {
 		m.w.t.Fatal(err)
 	}
@@ -246,7 +262,7 @@ func TestOldSetup(t *testing.T) {
 	for _, m := range hosts {
 		m.run("vxbpf unload")
 		// The bridges were ifup's, so they are still there, and go as they came. The vxlan links are gone: unload removed what load had made.
-		m.run("ip link show br-mgmt >/dev/null; ! ip link show encap-mgmt 2>/dev/null; ifdown -a 2>/dev/null || true; ifup eth2; ! ip link show br-mgmt 2>/dev/null")
+		m.run("ip link show br-mgmt >/dev/null; no ip link show encap-mgmt; ifdown -a 2>/dev/null || true; ifup eth2; no ip link show br-mgmt")
 	}
 
 	for _, m := range hosts {
@@ -255,7 +271,7 @@ func TestOldSetup(t *testing.T) {
 	attach()
 	all()
 	for _, m := range hosts {
-		m.run("ifdown -a; for l in flat mgmt storage repl vxlan; do ! ip link show encap-$l 2>/dev/null; ! ip link show br-$l 2>/dev/null; done")
+		m.run("ifdown -a; for l in flat mgmt storage repl vxlan; do no ip link show encap-$l; no ip link show br-$l; done")
 	}
 }
 

@@ -183,6 +183,9 @@ func (h *host) defaults(n *network) {
 	}
 	n.one("ageing", b, config.DefaultAgeing.Seconds(), "the shorter counts")
 	n.one("mtu", b, 0, "vxbpf gives both the smaller")
+	if _, ok := n.set["mtu"]; !ok && v.maker == "ifupdown2" {
+		n.notes = append(n.notes, Note{v.at, fmt.Sprintf("no mtu there, for which ifupdown2 sets %d; vxbpf takes what the underlay carries less %d", ifupdown2MTU, config.Overhead(v.v6()))})
+	}
 }
 
 // maxAgeing is the longest that a config can say, in seconds.

@@ -300,6 +300,10 @@ func TestRoundTrip(t *testing.T) {
 					if f == Ifupdown2 && n.Underlay.UDPChecksum != nil && !n.V6() || f == Ifupdown2 && n.V6() {
 						n.Underlay.UDPChecksum = nil
 					}
+					// ifupdown2 has an MTU of its own where none is given.
+					if f == Ifupdown2 && n.MTU == 0 && n.Underlay.MTU == 0 {
+						n.MTU = ifupdown2MTU - config.Overhead(n.V6())
+					}
 					if n.Name == "c" {
 						n.Name = "vxlan3" // neither link nor bridge says "c"
 					}
@@ -334,7 +338,7 @@ networks:
 		IPRoute2:  {"mss_clamp"},
 		Networkd:  {"mss_clamp", "drop-in"},
 		Netplan:   {"mss_clamp", "ttl inherit", "df inherit", "one remote"},
-		Ifupdown2: {"mss_clamp", "ttl inherit", "tos", "df", "source_ports", "4096", "vxlan-local-tunnelip", "udp_checksum"},
+		Ifupdown2: {"mss_clamp", "ttl inherit", "tos", "df", "source_ports", "4096", "vxlan-local-tunnelip", "udp_checksum", "mtu 1446"},
 	} {
 		files, notes, err := Export(cfg, f)
 		if err != nil {

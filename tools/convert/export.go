@@ -289,6 +289,9 @@ func (e *exporter) ifupdown() []OutFile {
 	return []OutFile{{Path: "/etc/network/interfaces.d/vxbpf", Text: b.Bytes()}}
 }
 
+// ifupdown2MTU is what ifupdown2 sets where no mtu is given, on vxlan links and bridges too.
+const ifupdown2MTU = 1500
+
 // ifupdown2 has keys for most of it.
 func (e *exporter) ifupdown2() []OutFile {
 	var nets bytes.Buffer
@@ -322,9 +325,14 @@ func (e *exporter) ifupdown2() []OutFile {
 				e.note("network %s: ifupdown2 takes an ageing of at most 4096 s", n.Name)
 			}
 		}
-		if m := e.mtu(n); m != 0 {
-			fmt.Fprintf(b, "    mtu %d\n", m)
+		// Without mtu it sets both links to 1500, whatever the kernel had made of the underlay.
+		mtu := e.mtu(n)
+		if mtu == 0 {
+			over, _ := n.Overhead(outerV6(n))
+			mtu = ifupdown2MTU - over
+			e.note("network %s: ifupdown2 sets links without mtu to %d; mtu %d is for an underlay of %d: change it where %s has another", n.Name, ifupdown2MTU, mtu, ifupdown2MTU, u.Device)
 		}
+		fmt.Fprintf(b, "    mtu %d\n", mtu)
 		for _, o := range []struct {
 			on   bool
 			what string
@@ -343,7 +351,7 @@ func (e *exporter) ifupdown2() []OutFile {
 		for _, a := range n.Bridge.Addresses {
 			fmt.Fprintf(b, "    address %s\n", a)
 		}
-		fmt.Fprintf(b, "    bridge-ports %s\n    bridge-stp %s\n    bridge-fd %s\n", n.Link, map[bool]string{true: "on", false: "off"}[stp(n)], secondsText(forwardDelay(n)))
+		fmt.Fprintf(b, "    mtu %d\n    bridge-ports %s\n    bridge-stp %s\n    bridge-fd %s\n", mtu, n.Link, map[bool]string{true: "on", false: "off"}[stp(n)], secondsText(forwardDelay(n)))
 		if n.Ageing != config.DefaultAgeing {
 			fmt.Fprintf(b, "    bridge-ageing %s\n", kernelAgeing(n))
 		}

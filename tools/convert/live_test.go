@@ -108,8 +108,8 @@ func TestLive(t *testing.T) {
 			})
 		})
 	}
-	if ran < 20 {
-		t.Errorf("%d samples ran, want at least 20", ran)
+	if ran < 30 {
+		t.Errorf("%d samples ran, want at least 30", ran)
 	}
 }
 
