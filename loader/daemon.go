@@ -127,9 +127,10 @@ type Daemon struct {
 	drift     drift
 	expired   time.Time // when an unconfirmed config was last tried to be rolled back
 
-	view *view
-	nets []*network
-	sys  sysctls
+	view    *view
+	nets    []*network
+	numbers map[fdb.NetID]*network // the same; empty: to be made
+	sys     sysctls
 
 	unchecked string   // why outer sources are not checked although the config asks for it
 	features  Features // of the kernel

@@ -156,8 +156,7 @@ func (d *Daemon) repair(ctx context.Context) time.Duration {
 			d.repaired(a.String())
 		}
 	}
-	d.state.Owned, err = reconcile.Apply(ctx, plan, host{d.h}, d.journal)
-	if err != nil {
+	if err := d.carryOut(ctx, plan); err != nil {
 		d.log.Error("repair", "err", err)
 	}
 	return again(done)

@@ -224,14 +224,26 @@ func (d *Daemon) handle(batch []kernel.Event) (again bool, err error) {
 	}
 	links, paths := false, false
 	macs := map[*network]map[fdb.MAC]bool{}
+	var of map[int][]*network // by the ifindex of the vxlan link and of the bridge
 	touch := func(e kernel.FDBEntry) {
-		for _, n := range d.fast() {
-			if e.Self && n.link.Index == e.Link || !e.Self && n.bridge.Index == e.Bridge {
-				if macs[n] == nil {
-					macs[n] = map[fdb.MAC]bool{}
-				}
-				macs[n][e.MAC] = true
+		if of == nil {
+			of = map[int][]*network{}
+			for _, n := range d.fast() {
+				of[n.link.Index], of[n.bridge.Index] = append(of[n.link.Index], n), append(of[n.bridge.Index], n)
 			}
+		}
+		table := e.Bridge
+		if e.Self {
+			table = e.Link
+		}
+		for _, n := range of[table] {
+			if table == 0 || e.Self != (table == n.link.Index) {
+				continue
+			}
+			if macs[n] == nil {
+				macs[n] = map[fdb.MAC]bool{}
+			}
+			macs[n][e.MAC] = true
 		}
 	}
 	for _, e := range batch {
@@ -240,10 +252,10 @@ func (d *Daemon) handle(batch []kernel.Event) (again bool, err error) {
 			if old, ok := d.view.links[e.Index]; !ok || !sameLink(old, e.Link) {
 				links = true
 			}
-			d.view.links[e.Index] = e.Link
+			d.view.setLink(e.Link)
 		case kernel.LinkGone:
 			delete(d.view.peers, e.Index)
-			delete(d.view.links, e.Index)
+			d.view.delLink(e.Index)
 			delete(d.view.bridgeFDB, e.Index)
 			delete(d.view.vxlanFDB, e.Index)
 			links = true
@@ -253,13 +265,13 @@ func (d *Daemon) handle(batch []kernel.Event) (again bool, err error) {
 				return again, err
 			}
 			if ok {
-				d.view.links[e.Index] = l
+				d.view.setLink(l)
 			}
 			links = true
 		case kernel.PortGone:
 			if l, ok := d.view.links[e.Index]; ok && l.Master == e.Bridge {
 				l.Master, l.Port = 0, nil
-				d.view.links[e.Index] = l
+				d.view.setLink(l)
 			}
 			links = true
 		case kernel.FDBChanged:

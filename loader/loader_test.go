@@ -9,12 +9,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/vxbpf/vxbpf/bpf"
 	"github.com/vxbpf/vxbpf/loader/config"
+	"github.com/vxbpf/vxbpf/loader/reconcile"
 )
 
 func TestParsePin(t *testing.T) {
@@ -136,6 +138,37 @@ func TestState(t *testing.T) {
 	}
 	if d := fmt.Sprint(got.Degraded()); d != "[a d g f]" {
 		t.Errorf("degraded: %v", d)
+	}
+	// What became ours since it was written, the last line cut short.
+	link := func(name string, index int) reconcile.Owned {
+		return reconcile.Owned{Links: []reconcile.OwnedLink{{Name: name, Index: index, Kind: "bridge"}}}
+	}
+	steps := &stepFile{d: &Daemon{opt: Options{RunRoot: filepath.Dir(dir), Instance: filepath.Base(dir)}, state: s}}
+	for _, step := range []reconcile.Delta{{Add: link("br-a", 0)}, {Drop: link("br-a", 0), Add: link("br-a", 7)}, {Add: link("br-b", 0)}} {
+		if err := steps.write(step); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := steps.f.Truncate(steps.size - 3); err != nil {
+		t.Fatal(err)
+	}
+	if got, err = ReadState(dir); err != nil || len(got.Owned.Links) != 1 || got.Owned.Links[0].Index != 7 {
+		t.Errorf("with steps: %v, %+v", err, got)
+	}
+	if err := got.write(dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(stepsFile(dir)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("steps beside the state that has them: %v", err)
+	}
+	if again, err := ReadState(dir); err != nil || !slices.Equal(again.Owned.Links, got.Owned.Links) {
+		t.Errorf("written whole: %v, %+v", err, again)
+	}
+	if err := os.WriteFile(stepsFile(dir), []byte("{}\nnonsense\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadState(dir); err == nil || !strings.Contains(err.Error(), "line 2") {
+		t.Errorf("a step that cannot be read: %v", err)
 	}
 	s.Version++
 	if err := s.write(dir); err != nil {

@@ -136,7 +136,7 @@ func (d *Daemon) number(plan *reconcile.Plan, why string) error {
 	for _, n := range d.nets {
 		told[n.cfg.Name] = n.told
 	}
-	d.nets = nil
+	d.nets, d.numbers = nil, nil
 	for i := range plan.Resolved {
 		r := &plan.Resolved[i]
 		n := &network{cfg: *r.Config, local: r.Local, told: told[r.Config.Name]}
@@ -253,10 +253,13 @@ func (d *Daemon) detachOther() error {
 }
 
 func (d *Daemon) byID(id fdb.NetID) *network {
-	for _, n := range d.nets {
-		if n.id == id && id != 0 {
-			return n
+	if len(d.numbers) == 0 {
+		d.numbers = make(map[fdb.NetID]*network, len(d.nets))
+		for _, n := range d.nets {
+			if n.id != 0 {
+				d.numbers[n.id] = n
+			}
 		}
 	}
-	return nil
+	return d.numbers[id]
 }

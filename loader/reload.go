@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/vxbpf/vxbpf/loader/config"
@@ -30,9 +31,12 @@ func (d *Daemon) apply(ctx context.Context, cfg *config.Config, recreate bool) (
 		if next != old {
 			err = errors.Join(err, next.discard(old))
 		}
-		d.mirror, d.nets = old, nets
+		d.mirror, d.nets, d.numbers = old, nets, nil
 		st.Owned, st.Qdiscs = d.state.Owned, d.state.Qdiscs
 		d.state = st
+		if _, serr := os.Stat(stateFile(d.opt.runDir())); serr == nil {
+			d.tell("write state", d.state.write(d.opt.runDir()))
+		}
 		return err
 	}
 	d.mirror = next
@@ -55,19 +59,29 @@ func (d *Daemon) apply(ctx context.Context, cfg *config.Config, recreate bool) (
 	for _, n := range plan.Notices {
 		d.log.Warn(n)
 	}
-	d.state.Owned, err = reconcile.Apply(ctx, plan, host{d.h}, d.journal)
-	if err != nil {
+	if err := d.carryOut(ctx, plan); err != nil {
 		return nil, back(err)
 	}
 	d.cfg = cfg
 	return plan, nil
 }
 
-// journal writes down what is ours before it is.
-func (d *Daemon) journal(o reconcile.Owned) error {
-	d.alive() // a large plan takes a while
-	d.state.Owned = o
-	return d.state.write(d.opt.runDir())
+// carryOut applies a plan to the links, and writes down what is ours before it is.
+func (d *Daemon) carryOut(ctx context.Context, plan *reconcile.Plan) (err error) {
+	steps := &stepFile{d: d}
+	d.state.Owned, err = reconcile.Apply(ctx, plan, host{d.h}, steps.write)
+	if steps.f == nil {
+		return err
+	}
+	if cerr := steps.f.Close(); cerr != nil {
+		err = errors.Join(err, fmt.Errorf("write state: %w", cerr))
+	}
+	// The whole record takes the steps' place. Until it does, they say the same.
+	if werr := d.state.write(d.opt.runDir()); werr != nil {
+		d.tell("write state", werr)
+		d.dirty = true
+	}
+	return err
 }
 
 func (d *Daemon) alive() {

@@ -34,7 +34,7 @@ func (d *Daemon) look() error {
 		return err
 	}
 	for _, l := range links {
-		v.links[l.Index] = l
+		v.setLink(l)
 	}
 	entries, err := d.h.FDB()
 	if err != nil {

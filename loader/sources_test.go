@@ -95,7 +95,7 @@ func TestSenders(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			v, n := sample()
 			n.cfg.Underlay.Device = "eth2"
-			v.links[eth2] = kernel.Link{Index: eth2, Name: "eth2"}
+			v.setLink(kernel.Link{Index: eth2, Name: "eth2"})
 			for i, p := range []string{"192.0.2.11/24", "2001:db8::11/64", "fe80::11/64", "10.0.0.1/8"} {
 				link := eth2
 				if i == 3 {

@@ -3,7 +3,9 @@
 package loader
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -125,14 +127,86 @@ func ReadState(run string) (*State, error) {
 	if s.Version != StateVersion {
 		return nil, fmt.Errorf("read state %s: it has version %d, this vxbpf knows %d; use the vxbpf that wrote it", stateFile(run), s.Version, StateVersion)
 	}
+	steps, err := readSteps(run)
+	if err != nil {
+		return nil, err
+	}
+	s.Owned.Amend(steps...)
 	return &s, nil
 }
 
-// write puts the state down in one step: aside, then renamed.
+// write puts the state down in one step: aside, then renamed. The steps that led
+// to it go after that: played over it they change nothing.
 func (s *State) write(run string) error {
 	b, err := json.Marshal(s)
 	if err != nil {
 		return fmt.Errorf("write state: %w", err)
 	}
-	return writeFile(stateFile(run), append(b, '\n'), 0o644)
+	if err := writeFile(stateFile(run), append(b, '\n'), 0o644); err != nil {
+		return err
+	}
+	if err := os.Remove(stepsFile(run)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("write state: %w", err)
+	}
+	return nil
+}
+
+// stepsFile has what became ours since the state was written, a line for each
+// step: the whole state before each of some thousand changes would take minutes.
+func stepsFile(run string) string { return filepath.Join(run, "steps.jsonl") }
+
+// stepFile is the file while a plan is carried out. It begins with a state that
+// it starts from.
+type stepFile struct {
+	d    *Daemon
+	f    *os.File
+	size int64
+}
+
+func (s *stepFile) write(step reconcile.Delta) error {
+	s.d.alive() // a large plan takes a while
+	if s.f == nil {
+		run := s.d.opt.runDir()
+		if err := s.d.state.write(run); err != nil {
+			return err
+		}
+		f, err := os.OpenFile(stepsFile(run), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o644)
+		if err != nil {
+			return fmt.Errorf("write state: %w", err)
+		}
+		s.f = f
+	}
+	b, err := json.Marshal(step)
+	if err != nil {
+		return fmt.Errorf("write state: %w", err)
+	}
+	n, err := s.f.Write(append(b, '\n'))
+	if err != nil {
+		// Half a line would spoil the next one.
+		return errors.Join(fmt.Errorf("write state: %w", err), s.f.Truncate(s.size))
+	}
+	s.size += int64(n)
+	return nil
+}
+
+// readSteps reads them. The last line may be cut short: then what it announces was not done.
+func readSteps(run string) (steps []reconcile.Delta, err error) {
+	b, err := os.ReadFile(stepsFile(run))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read state: %w", err)
+	}
+	for n, l := range slices.Collect(bytes.Lines(b)) {
+		if !bytes.HasSuffix(l, []byte("\n")) {
+			break
+		}
+		var d reconcile.Delta
+		if err := json.Unmarshal(l, &d); err != nil {
+			return nil, fmt.Errorf("read state %s, line %d: %w", stepsFile(run), n+1, err)
+		}
+		steps = append(steps, d)
+	}
+	return steps, nil
 }

@@ -72,6 +72,12 @@ func Unload(ctx context.Context, opt Options, u UnloadOptions) (*reconcile.Plan,
 		return nil, err
 	}
 	defer func() { _ = l.release() }() // the end of the process releases it too
+	// Once more: what the daemon was about when it ended it has undone.
+	if now, err := ReadState(opt.runDir()); err == nil {
+		st = now
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
 
 	st.Qdiscs = append(st.Qdiscs, inherited(opt.runDir())...)
 	d := &Daemon{opt: opt, log: opt.Log, h: h, state: *st}
@@ -92,7 +98,7 @@ func (d *Daemon) teardown(ctx context.Context, keepLinks bool) (*reconcile.Plan,
 		return nil, err
 	}
 	plan := reconcile.Unload(d.state.Owned, snap, reconcile.UnloadOptions{KeepLinks: keepLinks})
-	if d.state.Owned, err = reconcile.Apply(ctx, plan, host{d.h}, d.journal); err != nil {
+	if err := d.carryOut(ctx, plan); err != nil {
 		return nil, err
 	}
 	return plan, removeRunFiles(d.opt.runDir())
@@ -199,7 +205,7 @@ func removeRunFiles(run string, but ...string) error {
 	var errs []error
 	// The lock last: while it is there, others wait for it.
 	files := []string{}
-	for _, f := range []string{controlFile(run), activeFile(run), windowFile(run), rejectedFile(run), captureFile(run), stateFile(run)} {
+	for _, f := range []string{controlFile(run), activeFile(run), windowFile(run), rejectedFile(run), captureFile(run), stepsFile(run), stateFile(run)} {
 		files = append(files, f, f+".new")
 	}
 	files = append(files, lockFile(run))

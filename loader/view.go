@@ -19,7 +19,9 @@ import (
 // view is what the kernel told us: the mirror's input. Events change it, a
 // resync replaces it, and what the maps should hold is a pure function of it.
 type view struct {
-	links     map[int]kernel.Link
+	links     map[int]kernel.Link // changed by setLink and delLink
+	byName    map[string]int      // the same by name; nil: to be made
+	byMaster  map[int][]kernel.Link
 	bridgeFDB map[int]map[fdb.MAC]kernel.FDBEntry // by bridge; entries without a VLAN
 	// vxlanFDB, by vxlan device: unicast MACs, which have one destination each;
 	// only the flood entries of the device, not looked at here, have several.
@@ -67,13 +69,36 @@ func newView() *view {
 	}
 }
 
-func (v *view) linkByName(name string) (kernel.Link, bool) {
-	for _, l := range v.links {
-		if l.Name == name {
-			return l, true
+func (v *view) setLink(l kernel.Link) {
+	v.links[l.Index] = l
+	v.byName, v.byMaster = nil, nil
+}
+
+func (v *view) delLink(index int) {
+	delete(v.links, index)
+	v.byName, v.byMaster = nil, nil
+}
+
+func (v *view) order() {
+	if v.byName != nil {
+		return
+	}
+	v.byName, v.byMaster = make(map[string]int, len(v.links)), map[int][]kernel.Link{}
+	for i, l := range v.links {
+		v.byName[l.Name] = i
+		if l.Master != 0 {
+			v.byMaster[l.Master] = append(v.byMaster[l.Master], l)
 		}
 	}
-	return kernel.Link{}, false
+	for _, ports := range v.byMaster {
+		slices.SortFunc(ports, func(a, b kernel.Link) int { return a.Index - b.Index })
+	}
+}
+
+func (v *view) linkByName(name string) (kernel.Link, bool) {
+	v.order()
+	i, ok := v.byName[name]
+	return v.links[i], ok
 }
 
 // setFDB takes one entry of a dump or an event.
@@ -397,15 +422,15 @@ func (v *view) table(n *network, now time.Duration) fdb.Table {
 	return t
 }
 
-// ports are the links of the network that carry a program, the vxlan link left out.
+// ports are the links of the network that carry a program, the vxlan link left out, by ifindex.
 func (v *view) ports(n *network) []kernel.Link {
+	v.order()
 	var out []kernel.Link
-	for _, l := range v.links {
-		if n.bridge.Index != 0 && l.Master == n.bridge.Index && l.Index != n.link.Index {
+	for _, l := range v.byMaster[n.bridge.Index] {
+		if l.Index != n.link.Index {
 			out = append(out, l)
 		}
 	}
-	slices.SortFunc(out, func(a, b kernel.Link) int { return a.Index - b.Index })
 	return out
 }
 

@@ -40,7 +40,7 @@ func sample() (*view, *network) {
 		{Index: vethIndex, Name: "veth1", Kind: "veth", MTU: 1450, Up: true, Master: brIndex, PeerElsewhere: true, Port: port()},
 		{Index: tapIndex, Name: "tap1", Kind: "tun", MTU: 1400, Up: true, Master: brIndex, Port: port()},
 	} {
-		v.links[l.Index] = l
+		v.setLink(l)
 	}
 	v.setFDB(kernel.FDBEntry{MAC: brMAC, Link: brIndex, Bridge: brIndex, Local: true})
 	v.setFDB(kernel.FDBEntry{MAC: hereMAC, Link: vethIndex, Bridge: brIndex, Age: 3 * time.Second})
@@ -58,7 +58,7 @@ func sample() (*view, *network) {
 func TestEntry(t *testing.T) {
 	const now = 1000 * time.Second
 	noLearning := func(v *view) { v.links[vxIndex].VXLAN.Learning = false }
-	link := func(v *view, i int, f func(*kernel.Link)) { l := v.links[i]; f(&l); v.links[i] = l }
+	link := func(v *view, i int, f func(*kernel.Link)) { l := v.links[i]; f(&l); v.setLink(l) }
 	port := func(v *view, i int, f func(*kernel.Port)) {
 		link(v, i, func(l *kernel.Link) { p := *l.Port; f(&p); l.Port = &p })
 	}
@@ -174,7 +174,7 @@ func TestResolve(t *testing.T) {
 				l.Port = &p
 			}
 			f(&l)
-			v.links[i] = l
+			v.setLink(l)
 		}
 	}
 	for want, change := range map[string]func(*view){

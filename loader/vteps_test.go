@@ -69,7 +69,7 @@ func newTestVTEPs(t *testing.T, room uint32) (*vteps, *vxmaps.Set, *view, *asked
 	t.Cleanup(func() { m.Close() })
 	set := vxmaps.New(&m)
 	v := newView()
-	v.links[eth2Index] = kernel.Link{Index: eth2Index, Name: "eth2", MAC: eth2MAC, MTU: 1500, Up: true}
+	v.setLink(kernel.Link{Index: eth2Index, Name: "eth2", MAC: eth2MAC, MTU: 1500, Up: true})
 	v.neighbours[neighbourKey{eth2Index, farVTEP}] = kernel.Neighbour{Link: eth2Index, IP: farVTEP, MAC: farNIC, Valid: true}
 	a := &asked{routes: map[netip.Addr]kernel.Route{
 		farVTEP:  {Device: eth2Index, Src: hereV4, NextHop: farVTEP},
@@ -108,7 +108,7 @@ func mustAcquire(t *testing.T, vt *vteps, k vxmaps.VTEPKey, v *view) uint32 {
 // What a template says follows route, link and neighbour.
 func TestVTEPTemplate(t *testing.T) {
 	link := func(f func(*kernel.Link)) func(*vteps, *view, *asked) {
-		return func(_ *vteps, v *view, _ *asked) { l := v.links[eth2Index]; f(&l); v.links[eth2Index] = l }
+		return func(_ *vteps, v *view, _ *asked) { l := v.links[eth2Index]; f(&l); v.setLink(l) }
 	}
 	route := func(dst netip.Addr, f func(*kernel.Route)) func(*vteps, *view, *asked) {
 		return func(_ *vteps, _ *view, a *asked) { r := a.routes[dst]; f(&r); a.routes[dst] = r }

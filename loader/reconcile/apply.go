@@ -62,10 +62,12 @@ type Kernel interface {
 	DelStatic(ifindex int, mac fdb.MAC, vtep netip.Addr) error
 }
 
-// Journal writes the record down, for good, before it returns. It is called
-// before each change that makes or changes something, again when the ifindex
-// of a new link is known, and at the end with what Apply returns.
-type Journal func(Owned) error
+// Journal writes a step of the record down, for good, before it returns: played
+// over the record that the plan was made with (Owned.Amend), they give what is
+// ours. It is called before each change that makes or changes something, again
+// when the ifindex of a new link is known, and at the end, so that what Apply
+// returns is what was written.
+type Journal func(Delta) error
 
 // Apply carries a plan out: first it removes what goes, then come bridges,
 // vxlan links, ports, MTUs, addresses, remotes, static entries, and last the
@@ -75,9 +77,12 @@ type Journal func(Owned) error
 // undone is joined to the error and stays in the record. journal may be nil.
 func Apply(ctx context.Context, p *Plan, k Kernel, journal Journal) (Owned, error) {
 	if journal == nil {
-		journal = func(Owned) error { return nil }
+		journal = func(Delta) error { return nil }
 	}
-	r := &run{k: k, host: p.snap.clone(), owned: p.start.Clone(), journal: journal, moved: map[int]int{}}
+	r := &run{k: k, host: newTable(p.snap.clone()), owned: p.start.Clone(), journal: journal, statics: map[staticKey]int{}, moved: map[int]int{}}
+	for _, s := range r.owned.Statics {
+		r.statics[s.key()]++
+	}
 	steps := slices.Clone(p.steps)
 	slices.SortStableFunc(steps, func(a, b step) int { return int(a.phase) - int(b.phase) })
 	var err error
@@ -95,7 +100,7 @@ func Apply(ctx context.Context, p *Plan, k Kernel, journal Journal) (Owned, erro
 		if !r.journaled && reflect.DeepEqual(r.owned, p.before) {
 			return r.owned, nil
 		}
-		if err = journal(r.owned.Clone()); err == nil {
+		if err = r.end(p, r.owned); err == nil {
 			return r.owned, nil
 		}
 		err = fmt.Errorf("write journal: %w", err)
@@ -108,37 +113,69 @@ func Apply(ctx context.Context, p *Plan, k Kernel, journal Journal) (Owned, erro
 		err = errors.Join(err, fmt.Errorf("roll back: %w", left))
 	}
 	if r.journaled {
-		if jerr := journal(after.Clone()); jerr != nil {
+		if jerr := r.end(p, after); jerr != nil {
 			err = errors.Join(err, fmt.Errorf("write journal: %w", jerr))
 		}
 	}
 	return after, err
 }
 
+// end writes what takes the written record to the last one.
+func (r *run) end(p *Plan, last Owned) error {
+	written := p.before.Clone()
+	written.append(r.written) // whatever of it was dropped since
+	return r.journal(Delta{Drop: written.minus(last), Add: last})
+}
+
 // run is one Apply under way. host is what the host must look like by now.
 type run struct {
 	k         Kernel
-	host      Snapshot
+	host      *table
 	owned     Owned
+	statics   map[staticKey]int // records of each in owned
 	journal   Journal
 	journaled bool
+	unwritten Delta // settled, for the next claim to write
+	written   Owned // all that was ever claimed
 	undo      []func() error
 	undoing   bool
 	moved     map[int]int // ifindex before -> now, of links made again
 }
 
 // claim records what is about to be done, and writes it down.
-func (r *run) claim(f func(*Owned)) error {
-	f(&r.owned)
+func (r *run) claim(d Delta) error {
+	r.settle(d)
 	r.journaled = true
-	if err := r.journal(r.owned.Clone()); err != nil {
+	if err := r.journal(r.unwritten); err != nil {
 		return fmt.Errorf("write journal: %w", err)
 	}
+	r.unwritten = Delta{}
 	return nil
 }
 
 // settle records what has been done. The next claim, or the end, writes it down.
-func (r *run) settle(f func(*Owned)) { f(&r.owned) }
+func (r *run) settle(d Delta) {
+	for _, s := range d.Drop.Statics {
+		r.statics[s.key()]--
+	}
+	for _, s := range d.Add.Statics {
+		r.statics[s.key()]++
+	}
+	r.owned.drop(d.Drop)
+	r.owned.append(d.Add)
+	r.written.append(d.Add)
+	r.unwritten.then(d)
+}
+
+// linksOf are the records of a link by name and kind, ifindex 0 included.
+func (r *run) linksOf(name, kind string) (o Owned) {
+	for _, q := range r.owned.Links {
+		if q.Name == name && q.Kind == kind {
+			o.Links = append(o.Links, q)
+		}
+	}
+	return o
+}
 
 func (r *run) push(f func() error) {
 	if !r.undoing {
@@ -151,7 +188,7 @@ func (r *run) rollBack(before Owned) error {
 	var errs []error
 	if len(r.undo) > 0 {
 		// What was ours and is gone comes back now, so it is claimed again.
-		errs = append(errs, r.claim(func(o *Owned) { o.Merge(before) }))
+		errs = append(errs, r.claim(Delta{Add: before.minus(r.owned)}))
 	}
 	for _, f := range slices.Backward(r.undo) {
 		errs = append(errs, f())
@@ -184,7 +221,7 @@ func (r *run) create(name string, st LinkState) (int, error) {
 		return 0, err
 	}
 	l.Index = index
-	r.host.Links = append(r.host.Links, l)
+	r.host.add(&l)
 	r.push(func() error { return r.delete(name) })
 	return index, nil
 }
@@ -199,13 +236,15 @@ func (r *run) delete(name string) error {
 	if rec, _ := r.owned.Made(*l); rec.Replaced != nil && rec.Index != 0 {
 		// Ifindex 0 says that it is we who delete it: what it replaced has to
 		// come back, also after a kill in between.
-		journal = r.claim(func(o *Owned) {
-			for i := range o.Links {
-				if o.Links[i].Name == name && o.Links[i].Index == st.Index {
-					o.Links[i].Index = 0
-				}
+		var d Delta
+		for _, q := range r.owned.Links {
+			if q.Name == name && q.Index == st.Index {
+				d.Drop.Links = append(d.Drop.Links, q)
+				q.Index = 0
+				d.Add.Links = append(d.Add.Links, q)
 			}
-		})
+		}
+		journal = r.claim(d)
 		if journal != nil && !r.undoing {
 			return journal
 		}
@@ -213,14 +252,7 @@ func (r *run) delete(name string) error {
 	if err := r.k.DeleteLink(st.Index); err != nil {
 		return errors.Join(journal, err)
 	}
-	r.host.Links = slices.DeleteFunc(r.host.Links, func(l kernel.Link) bool { return l.Index == st.Index })
-	r.host.Addresses = slices.DeleteFunc(r.host.Addresses, func(a kernel.Address) bool { return a.Link == st.Index })
-	r.host.FDB = slices.DeleteFunc(r.host.FDB, func(e kernel.FDBEntry) bool { return e.Link == st.Index })
-	for i := range r.host.Links {
-		if r.host.Links[i].Master == st.Index {
-			r.host.Links[i].Master = 0
-		}
-	}
+	r.host.remove(st.Index)
 	r.push(func() error { return r.rebuild(name, st) })
 	return journal
 }
@@ -231,16 +263,15 @@ func (r *run) rebuild(name string, st LinkState) error {
 	var errs []error
 	if r.undoing {
 		// Its ifindex will be another one. Until all is done its name stands for it.
-		errs = append(errs, r.claim(func(o *Owned) {
-			for i := range o.Links {
-				if l := &o.Links[i]; l.Name == name && l.Kind == st.Kind {
-					l.Index = 0
-					if st.VXLAN != nil {
-						l.VNI, l.Port = st.VXLAN.VNI, st.VXLAN.Port
-					}
-				}
+		d := Delta{Drop: r.linksOf(name, st.Kind)}
+		for _, q := range d.Drop.Links {
+			q.Index = 0
+			if st.VXLAN != nil {
+				q.VNI, q.Port = st.VXLAN.VNI, st.VXLAN.Port
 			}
-		}))
+			d.Add.Links = append(d.Add.Links, q)
+		}
+		errs = append(errs, r.claim(d))
 	}
 	index, err := r.create(name, st)
 	if err != nil {
@@ -288,12 +319,12 @@ func (r *run) setMaster(name, bridge string) error {
 	if err != nil {
 		return err
 	}
-	was := r.host.Name(l.Master)
+	was := r.host.name(l.Master)
 	if bridge == "" {
 		if err := r.k.ClearMaster(l.Index); err != nil {
 			return err
 		}
-		l.Master = 0
+		r.host.enslave(l, 0)
 	} else {
 		b, err := r.link(bridge)
 		if err != nil {
@@ -302,7 +333,7 @@ func (r *run) setMaster(name, bridge string) error {
 		if err := r.k.SetMaster(l.Index, b.Index); err != nil {
 			return err
 		}
-		l.Master = b.Index
+		r.host.enslave(l, b.Index)
 	}
 	r.push(func() error { return r.setMaster(name, was) })
 	return nil
@@ -315,7 +346,7 @@ type value struct {
 }
 
 // parse turns the text of an attribute value into a value.
-func parse(s Snapshot, l *kernel.Link, a Attr, text string) (value, error) {
+func parse(s *table, l *kernel.Link, a Attr, text string) (value, error) {
 	index := l.Index
 	bad := fmt.Errorf("set %s of %s: bad value %q", a, l.Name, text)
 	flag := text == "on" || text == "up"
@@ -426,7 +457,7 @@ func (r *run) addAddress(name string, p netip.Prefix) error {
 	if err := r.k.AddAddress(l.Index, p); err != nil {
 		return err
 	}
-	r.host.Addresses = append(r.host.Addresses, kernel.Address{Link: l.Index, Prefix: p})
+	r.host.addAddress(kernel.Address{Link: l.Index, Prefix: p})
 	r.push(func() error { return r.delAddress(name, p) })
 	return nil
 }
@@ -441,7 +472,7 @@ func (r *run) delAddress(name string, p netip.Prefix) error {
 	}
 	index := l.Index
 	var siblings []netip.Prefix
-	for _, q := range r.host.AddressesOf(index) {
+	for _, q := range r.host.addressesOf(index) {
 		if q != p && q.Addr().Is4() && q.Masked() == p.Masked() {
 			siblings = append(siblings, q)
 		}
@@ -449,7 +480,7 @@ func (r *run) delAddress(name string, p netip.Prefix) error {
 	if err := r.k.DelAddress(index, p); err != nil {
 		return err
 	}
-	r.host.Addresses = slices.DeleteFunc(r.host.Addresses, func(a kernel.Address) bool { return a.Link == index && a.Prefix == p })
+	r.host.delAddress(index, p)
 	r.push(func() error {
 		errs := []error{r.addAddress(name, p)}
 		for _, q := range siblings {
@@ -480,7 +511,7 @@ func (r *run) addRemote(name string, a netip.Addr) error {
 	if err := r.k.AppendDefaultRemote(l.Index, a); err != nil {
 		return err
 	}
-	r.host.FDB = append(r.host.FDB, kernel.FDBEntry{Link: l.Index, Self: true, Static: true, Dst: a})
+	r.host.addEntry(kernel.FDBEntry{Link: l.Index, Self: true, Static: true, Dst: a})
 	r.push(func() error { return r.delRemote(name, a) })
 	return nil
 }
@@ -494,9 +525,7 @@ func (r *run) delRemote(name string, a netip.Addr) error {
 	if err := r.k.DelDefaultRemote(index, a); err != nil {
 		return err
 	}
-	r.host.FDB = slices.DeleteFunc(r.host.FDB, func(e kernel.FDBEntry) bool {
-		return e.Link == index && e.Self && e.MAC.IsZero() && e.Dst == a
-	})
+	r.host.delEntries(index, fdb.MAC{}, func(e kernel.FDBEntry) bool { return e.Dst == a })
 	r.push(func() error { return r.addRemote(name, a) })
 	return nil
 }
@@ -509,7 +538,7 @@ func (r *run) putStatic(name string, e Static) error {
 		return err
 	}
 	index := l.Index
-	was, there := first(r.host.StaticsOf(index), func(s Static) bool { return s.MAC == e.MAC })
+	was, there := r.host.staticOf(index, e.MAC)
 	if err := r.k.AddStatic(index, e.MAC, e.VTEP); err != nil {
 		if !there {
 			// It may be half done. There is nothing to do about an error here.
@@ -517,8 +546,8 @@ func (r *run) putStatic(name string, e Static) error {
 		}
 		return err
 	}
-	r.host.FDB = slices.DeleteFunc(r.host.FDB, func(f kernel.FDBEntry) bool { return f.Link == index && f.Self && f.MAC == e.MAC })
-	r.host.FDB = append(r.host.FDB, kernel.FDBEntry{MAC: e.MAC, Link: index, Self: true, Static: true, Dst: e.VTEP})
+	r.host.delEntries(index, e.MAC, func(kernel.FDBEntry) bool { return true })
+	r.host.addEntry(kernel.FDBEntry{MAC: e.MAC, Link: index, Self: true, Static: true, Dst: e.VTEP})
 	r.push(func() error {
 		if there {
 			return r.putStatic(name, was)
@@ -537,7 +566,7 @@ func (r *run) delStatic(name string, e Static) error {
 	if err := r.k.DelStatic(index, e.MAC, e.VTEP); err != nil {
 		return err
 	}
-	r.host.FDB = slices.DeleteFunc(r.host.FDB, func(f kernel.FDBEntry) bool { return f.Link == index && f.Self && f.MAC == e.MAC })
+	r.host.delEntries(index, e.MAC, func(kernel.FDBEntry) bool { return true })
 	r.push(func() error { return r.putStatic(name, e) })
 	return nil
 }

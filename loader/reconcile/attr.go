@@ -163,14 +163,14 @@ func (t *target) vxlan() kernel.VXLAN {
 }
 
 // attr returns the text of an attribute, "" if the link has no such attribute.
-func (s Snapshot) attr(l kernel.Link, a Attr) string {
+func (t *table) attr(l kernel.Link, a Attr) string {
 	switch a {
 	case AttrMTU:
 		return strconv.Itoa(l.MTU)
 	case AttrState:
 		return upDown(l.Up)
 	case AttrMaster:
-		return nameText(s.Name(l.Master))
+		return nameText(t.name(l.Master))
 	}
 	switch {
 	case l.Bridge != nil:
@@ -214,7 +214,7 @@ func (s Snapshot) attr(l kernel.Link, a Attr) string {
 		case AttrLocal:
 			return addrText(v.Local)
 		case AttrDevice:
-			return nameText(s.Name(v.Device))
+			return nameText(t.name(v.Device))
 		case AttrVNI:
 			return v.VNI.String()
 		case AttrPort:

@@ -51,28 +51,57 @@ func (b *builder) do(p phase, a Action, do func(*run) error) bool {
 	return true
 }
 
+// mine is what Options.Repair records, by what an Action says.
+type mine struct {
+	links   map[string]bool
+	changes map[OwnedChange]bool // Link and Attr only
+	objects map[string]bool
+	moved   map[string]bool // static entries, whatever VTEP they name
+}
+
+func newMine(o *Owned) *mine {
+	m := &mine{links: map[string]bool{}, changes: map[OwnedChange]bool{}, objects: map[string]bool{}, moved: map[string]bool{}}
+	for _, r := range o.Links {
+		m.links[r.Name] = true
+	}
+	for _, r := range o.Changes {
+		m.changes[OwnedChange{Link: r.Link, Attr: r.Attr}] = true
+	}
+	for _, r := range o.Ports {
+		m.objects[portObject(r.Link, r.Bridge)] = true
+	}
+	for _, r := range o.Remotes {
+		m.objects[remoteObject(r)] = true
+	}
+	for _, r := range o.Statics {
+		m.objects[staticObject(r.Link, Static{r.MAC, r.VTEP})] = true
+		m.moved[staticName(r.Link, r.MAC)] = true
+	}
+	for _, r := range o.Addresses {
+		m.objects[addressObject(r.Link, r.Prefix)] = true
+	}
+	return m
+}
+
 // mine reports whether an action puts back what Options.Repair records. A link
 // of ours is ours with all that the config puts on it.
 func (b *builder) mine(a Action) bool {
-	rec := b.opts.Repair
-	if rec == nil || a.link == "" {
+	if b.opts.Repair == nil || a.link == "" {
 		return true
 	}
-	if slices.ContainsFunc(rec.Links, func(r OwnedLink) bool { return r.Name == a.link }) {
-		return true
+	if b.repair == nil {
+		b.repair = newMine(b.opts.Repair)
 	}
+	m := b.repair
 	switch {
+	case m.links[a.link]:
+		return true
 	case a.Verb == Change && a.Attr != "":
-		return slices.ContainsFunc(rec.Changes, func(r OwnedChange) bool { return r.Link == a.link && r.Attr == a.Attr })
-	case a.Verb == Add || a.Verb == Change:
-		return slices.ContainsFunc(rec.Ports, func(r OwnedPort) bool { return portObject(r.Link, r.Bridge) == a.Object }) ||
-			slices.ContainsFunc(rec.Remotes, func(r OwnedRemote) bool { return remoteObject(r) == a.Object }) ||
-			slices.ContainsFunc(rec.Statics, func(r OwnedStatic) bool {
-				return staticObject(r.Link, Static{r.MAC, r.VTEP}) == a.Object || a.Verb == Change && r.Link == a.link && staticName(r.Link, r.MAC) == a.Object
-			}) ||
-			slices.ContainsFunc(rec.Addresses, func(r OwnedAddress) bool { return addressObject(r.Link, r.Prefix) == a.Object })
+		return m.changes[OwnedChange{Link: a.link, Attr: a.Attr}]
+	case a.Verb == Change:
+		return m.objects[a.Object] || m.moved[a.Object]
 	}
-	return false
+	return a.Verb == Add && m.objects[a.Object]
 }
 
 const byOthers = "not made by vxbpf"
@@ -160,14 +189,12 @@ func (b *builder) deleteKind(kind string) {
 		}
 		switch by := b.taken(r); by {
 		case "":
-			b.do(phaseRestoreLink, Action{Verb: Create, Object: object, New: stateText(b.snap, *r.Replaced), Reason: "as found, before vxbpf replaced it"},
+			b.do(phaseRestoreLink, Action{Verb: Create, Object: object, New: stateText(b.snap.at, *r.Replaced), Reason: "as found, before vxbpf replaced it"},
 				restore(r.Name, *r.Replaced))
 		default:
 			b.act(Action{Verb: Delete, Object: "record of " + object, Reason: "the link that vxbpf replaced cannot come back: " + by})
 			b.step(phaseRestoreLink, "forget "+object, func(run *run) error {
-				run.settle(func(o *Owned) {
-					o.Links = slices.DeleteFunc(o.Links, func(q OwnedLink) bool { return q.Name == r.Name && q.Kind == r.Kind })
-				})
+				run.settle(Delta{Drop: run.linksOf(r.Name, r.Kind)})
 				return nil
 			})
 		}
@@ -204,7 +231,7 @@ func (b *builder) orphans(bridge kernel.Link) string {
 	var names []string
 	for _, p := range b.snap.Ports(bridge.Index) {
 		l, _ := b.snap.Link(p)
-		if _, byUs := b.owned.port(l); !b.doomed[p] && !byUs {
+		if _, byUs := b.rec.port(l); !b.doomed[p] && !byUs {
 			names = append(names, p)
 		}
 	}
@@ -216,8 +243,8 @@ func (b *builder) orphans(bridge kernel.Link) string {
 	default:
 		text = "; ports " + strings.Join(names, ", ") + " lose their bridge"
 	}
-	for _, l := range b.snap.Links {
-		if l.VXLAN != nil && l.VXLAN.Device == bridge.Index && !b.doomed[l.Name] {
+	for _, l := range b.vxlans {
+		if l.VXLAN.Device == bridge.Index && !b.doomed[l.Name] {
 			text += "; vxlan link " + l.Name + " runs over it, the kernel deletes it too"
 		}
 	}
@@ -250,11 +277,11 @@ func (b *builder) forwardDelay(t *target) (time.Duration, bool) {
 		delay = t.bridge.Bridge.ForwardDelay
 		if br.STP == nil {
 			stp = t.bridge.Bridge.STP
-			if c, ok := b.owned.change(t.bridge, AttrSTP); ok {
+			if c, ok := b.rec.change(t.bridge, AttrSTP); ok {
 				stp = c.Old == "on"
 			}
 		}
-		if c, ok := b.owned.change(t.bridge, AttrForwardDelay); ok {
+		if c, ok := b.rec.change(t.bridge, AttrForwardDelay); ok {
 			if d, err := time.ParseDuration(c.Old); err == nil {
 				delay, have = d, true
 			}
@@ -285,13 +312,13 @@ type wants struct {
 
 func (w *wants) add(a Attr, explicit bool, value string) {
 	if !explicit && !w.made {
-		c, ok := w.b.owned.change(w.link, a)
+		c, ok := w.b.rec.change(w.link, a)
 		if !ok {
 			return
 		}
 		value = c.Old
 	}
-	if have := w.b.snap.attr(w.link, a); !sameValue(a, have, value) {
+	if have := w.b.snap.at.attr(w.link, a); !sameValue(a, have, value) {
 		w.list = append(w.list, diff{a, have, value})
 	}
 }
@@ -372,11 +399,11 @@ func (b *builder) buildBridge(t *target) {
 			}
 			b.change(object, w)
 		}
-		for _, r := range b.owned.Addresses {
+		for _, r := range b.rec.addresses[br.Name] {
 			wanted := slices.ContainsFunc(b.targets, func(o *target) bool {
 				return o.net.Bridge.Name == r.Link && slices.Contains(o.net.Bridge.Addresses, r.Prefix)
 			})
-			if r.Link == br.Name && !wanted && t.bridgeFate != absent {
+			if !wanted && t.bridgeFate != absent {
 				b.removeAddress(r)
 			}
 		}
@@ -407,11 +434,11 @@ func (b *builder) buildLink(t *target) int {
 			rec.Replaced = r.Replaced
 		}
 		if t.linkFate == absent {
-			if !b.do(phaseVXLAN, Action{Verb: Create, Object: object, link: n.Link, Reason: "not there", New: stateText(b.snap, st)}, create(rec, st)) {
+			if !b.do(phaseVXLAN, Action{Verb: Create, Object: object, link: n.Link, Reason: "not there", New: stateText(b.snap.at, st)}, create(rec, st)) {
 				return mtu
 			}
 		} else {
-			if _, made := b.owned.Made(old); !made {
+			if _, made := b.rec.made(old); !made {
 				orig := b.original(old)
 				rec.Replaced = &orig
 			}
@@ -439,7 +466,7 @@ func (b *builder) buildLink(t *target) int {
 			{AttrDF, n.Underlay.Given&config.GivenDF != 0},
 			{AttrFlowLabel, n.Underlay.Given&config.GivenFlowLabel != 0},
 		} {
-			w.add(a.attr, a.given, b.snap.attr(kernel.Link{VXLAN: &want}, a.attr))
+			w.add(a.attr, a.given, b.snap.at.attr(kernel.Link{VXLAN: &want}, a.attr))
 		}
 		w.add(AttrLearning, true, onOff(n.Learning))
 		w.add(AttrAgeing, true, n.Ageing.String())
@@ -447,7 +474,7 @@ func (b *builder) buildLink(t *target) int {
 		w.add(AttrState, true, "up")
 		if !w.made && n.MTU == 0 {
 			mtu = old.MTU
-			if c, ok := b.owned.change(old, AttrMTU); ok {
+			if c, ok := b.rec.change(old, AttrMTU); ok {
 				mtu, _ = strconv.Atoi(c.Old)
 			}
 		}
@@ -473,8 +500,9 @@ func (b *builder) notePorts(t *target, carries int) {
 	}
 	var mtus []int
 	names := map[int][]string{}
-	for _, l := range b.snap.Links {
-		if l.Master != t.bridge.Index || l.VXLAN != nil || l.MTU <= carries {
+	for i := range b.snap.at.ports[t.bridge.Index] {
+		l := b.snap.at.links[i]
+		if l.VXLAN != nil || l.MTU <= carries {
 			continue
 		}
 		if names[l.MTU] == nil {
@@ -516,12 +544,16 @@ func (b *builder) buildPort(t *target, have kernel.Link) {
 
 func (b *builder) buildRemotes(t *target, have kernel.Link) {
 	n := t.net
-	present := b.snap.RemotesOf(have.Index)
-	for _, r := range present {
+	present, wanted := map[netip.Addr]bool{}, make(map[netip.Addr]bool, len(n.Remotes))
+	for _, r := range n.Remotes {
+		wanted[r] = true
+	}
+	for _, r := range b.snap.RemotesOf(have.Index) {
+		present[r] = true
 		rec := OwnedRemote{n.Link, have.Index, r}
 		switch {
-		case slices.Contains(n.Remotes, r):
-		case slices.Contains(b.owned.Remotes, rec):
+		case wanted[r]:
+		case b.rec.remotes[rec]:
 			b.removeRemote(rec)
 		default:
 			b.act(Action{Verb: Keep, Object: remoteObject(rec), Reason: byOthers})
@@ -529,7 +561,7 @@ func (b *builder) buildRemotes(t *target, have kernel.Link) {
 	}
 	for _, r := range n.Remotes {
 		rec := OwnedRemote{n.Link, have.Index, r}
-		if slices.Contains(present, r) {
+		if present[r] {
 			b.act(Action{Verb: Keep, Object: remoteObject(rec)})
 			continue
 		}
@@ -539,20 +571,15 @@ func (b *builder) buildRemotes(t *target, have kernel.Link) {
 
 func (b *builder) buildStatics(t *target, have kernel.Link) {
 	n := t.net
-	present := b.snap.StaticsOf(have.Index)
-	wanted := func(s Static) bool {
-		for _, e := range n.FDB {
-			if e.MAC == s.MAC {
-				return true
-			}
-		}
-		return false
+	wanted := make(map[fdb.MAC]bool, len(n.FDB))
+	for _, e := range n.FDB {
+		wanted[e.MAC] = true
 	}
-	for _, s := range present {
-		if wanted(s) {
+	for _, s := range b.snap.StaticsOf(have.Index) {
+		if wanted[s.MAC] {
 			continue
 		}
-		if r, ok := b.owned.static(have, s.MAC); ok {
+		if r, ok := b.rec.static(have, s.MAC); ok {
 			b.removeStatic(r)
 			continue
 		}
@@ -560,12 +587,12 @@ func (b *builder) buildStatics(t *target, have kernel.Link) {
 	}
 	for _, e := range n.FDB {
 		want := Static{e.MAC, e.VTEP}
-		is, there := first(present, func(s Static) bool { return s.MAC == e.MAC })
+		is, there := b.snap.at.staticOf(have.Index, e.MAC)
 		switch {
 		case there && is == want:
 			b.act(Action{Verb: Keep, Object: staticObject(n.Link, want)})
 		case there:
-			rec, byUs := b.owned.static(have, e.MAC)
+			rec, byUs := b.rec.static(have, e.MAC)
 			previous := is.VTEP
 			if byUs {
 				previous = rec.Previous
@@ -614,15 +641,19 @@ func (b *builder) removeStatic(r OwnedStatic) {
 // lost says how many entries of others go with a link that is recreated.
 func (b *builder) lost(t *target) string {
 	n := 0
+	kept := make(map[fdb.MAC]bool, len(t.net.FDB))
+	for _, e := range t.net.FDB {
+		kept[e.MAC] = true
+	}
 	for _, s := range b.snap.StaticsOf(t.link.Index) {
-		_, byUs := b.owned.static(t.link, s.MAC)
-		kept := slices.ContainsFunc(t.net.FDB, func(e staticEntry) bool { return e.MAC == s.MAC })
+		_, byUs := b.rec.static(t.link, s.MAC)
+		kept := kept[s.MAC]
 		if !byUs && !kept {
 			n++
 		}
 	}
 	for _, r := range b.snap.RemotesOf(t.link.Index) {
-		if !slices.Contains(b.owned.Remotes, OwnedRemote{t.link.Name, t.link.Index, r}) && !slices.Contains(t.net.Remotes, r) {
+		if !b.rec.remotes[OwnedRemote{t.link.Name, t.link.Index, r}] && !slices.Contains(t.net.Remotes, r) {
 			n++
 		}
 	}
@@ -637,10 +668,10 @@ func (b *builder) lost(t *target) string {
 
 // original is the state of a link that we did not make, without what we did to it.
 func (b *builder) original(l kernel.Link) LinkState {
-	s := b.snap.clone()
+	s := newTable(b.snap.clone())
 	p := s.find(l.Name)
-	if _, ok := b.owned.port(l); ok {
-		p.Master = 0
+	if _, ok := b.rec.port(l); ok {
+		s.enslave(p, 0)
 	}
 	for _, c := range b.owned.Changes {
 		if c.Link == l.Name && c.Index == l.Index {
@@ -652,12 +683,12 @@ func (b *builder) original(l kernel.Link) LinkState {
 	}
 	st := s.state(*p)
 	st.Remotes = slices.DeleteFunc(st.Remotes, func(r netip.Addr) bool {
-		return slices.Contains(b.owned.Remotes, OwnedRemote{l.Name, l.Index, r})
+		return b.rec.remotes[OwnedRemote{l.Name, l.Index, r}]
 	})
 	statics := st.Statics
 	st.Statics = nil
 	for _, e := range statics {
-		r, byUs := b.owned.static(l, e.MAC)
+		r, byUs := b.rec.static(l, e.MAC)
 		switch {
 		case !byUs:
 			st.Statics = append(st.Statics, e)
@@ -669,16 +700,16 @@ func (b *builder) original(l kernel.Link) LinkState {
 }
 
 // stateText is what a link to be made looks like, for people.
-func stateText(s Snapshot, st LinkState) string {
+func stateText(at *table, st LinkState) string {
 	if v := st.VXLAN; v != nil {
-		t := fmt.Sprintf("vni %s, local %s, device %s, port %d", v.VNI, addrText(v.Local), nameText(s.Name(v.Device)), v.Port)
+		t := fmt.Sprintf("vni %s, local %s, device %s, port %d", v.VNI, addrText(v.Local), nameText(at.name(v.Device)), v.Port)
 		if v.Group.IsValid() {
 			t += ", group " + v.Group.String()
 		}
 		// What is not as usual.
 		usual := kernel.VXLAN{Local: v.Local, Group: v.Group}
 		for _, a := range []Attr{AttrTTL, AttrTOS, AttrDF, AttrFlowLabel, AttrSourcePorts, AttrUDPChecksum} {
-			if text := s.attr(kernel.Link{VXLAN: v}, a); text != s.attr(kernel.Link{VXLAN: &usual}, a) {
+			if text := at.attr(kernel.Link{VXLAN: v}, a); text != at.attr(kernel.Link{VXLAN: &usual}, a) {
 				t += ", " + string(a) + " " + text
 			}
 		}

@@ -122,18 +122,67 @@ func (r OwnedLink) is(l kernel.Link) bool {
 	return r.VNI == l.VXLAN.VNI && r.Port == l.VXLAN.Port
 }
 
-func (o Owned) port(l kernel.Link) (OwnedPort, bool) {
-	return first(o.Ports, func(r OwnedPort) bool {
-		return r.Link == l.Name && r.Index == l.Index && r.BridgeIndex == l.Master
-	})
-}
-
 func (o Owned) change(l kernel.Link, a Attr) (OwnedChange, bool) {
 	return first(o.Changes, func(r OwnedChange) bool { return r.Link == l.Name && r.Index == l.Index && r.Attr == a })
 }
 
-func (o Owned) static(l kernel.Link, m fdb.MAC) (OwnedStatic, bool) {
-	return first(o.Statics, func(r OwnedStatic) bool { return r.Link == l.Name && r.Index == l.Index && r.MAC == m })
+// records is an Owned made for looking things up.
+type records struct {
+	links     map[string][]OwnedLink
+	ports     map[string][]OwnedPort // by the port's name
+	addresses map[string][]OwnedAddress
+	remotes   map[OwnedRemote]bool
+	statics   map[staticKey]OwnedStatic
+	changes   map[string][]OwnedChange
+}
+
+type staticKey struct {
+	link  string
+	index int
+	mac   fdb.MAC
+}
+
+func (r OwnedStatic) key() staticKey { return staticKey{r.Link, r.Index, r.MAC} }
+
+func (o Owned) index() *records {
+	x := &records{links: map[string][]OwnedLink{}, ports: map[string][]OwnedPort{}, addresses: map[string][]OwnedAddress{},
+		remotes: map[OwnedRemote]bool{}, statics: map[staticKey]OwnedStatic{}, changes: map[string][]OwnedChange{}}
+	for _, r := range o.Links {
+		x.links[r.Name] = append(x.links[r.Name], r)
+	}
+	for _, r := range o.Ports {
+		x.ports[r.Link] = append(x.ports[r.Link], r)
+	}
+	for _, r := range o.Addresses {
+		x.addresses[r.Link] = append(x.addresses[r.Link], r)
+	}
+	for _, r := range o.Remotes {
+		x.remotes[r] = true
+	}
+	for _, r := range o.Statics {
+		if _, twice := x.statics[r.key()]; !twice {
+			x.statics[r.key()] = r
+		}
+	}
+	for _, r := range o.Changes {
+		x.changes[r.Link] = append(x.changes[r.Link], r)
+	}
+	return x
+}
+
+func (x *records) made(l kernel.Link) (OwnedLink, bool) { return Owned{Links: x.links[l.Name]}.Made(l) }
+
+func (x *records) port(l kernel.Link) (OwnedPort, bool) {
+	return first(x.ports[l.Name], func(r OwnedPort) bool { return r.Index == l.Index && r.BridgeIndex == l.Master })
+}
+
+func (x *records) change(l kernel.Link, a Attr) (OwnedChange, bool) {
+	return Owned{Changes: x.changes[l.Name]}.change(l, a)
+}
+
+func (x *records) static(l kernel.Link, m fdb.MAC) (OwnedStatic, bool) {
+	r, ok := x.statics[staticKey{l.Name, l.Index, m}]
+	return r, ok
 }
 
 func first[T any](s []T, f func(T) bool) (T, bool) {
@@ -145,8 +194,19 @@ func first[T any](s []T, f func(T) bool) (T, bool) {
 }
 
 // prune returns the record without what is not there any more, or is not what
-// vxbpf set.
+// vxbpf set. s is indexed.
 func (o Owned) prune(s Snapshot) Owned {
+	all := map[int]map[netip.Addr]bool{}
+	remotes := func(index int) map[netip.Addr]bool {
+		if all[index] == nil {
+			all[index] = map[netip.Addr]bool{}
+			for _, r := range s.RemotesOf(index) {
+				all[index][r] = true
+			}
+		}
+		return all[index]
+	}
+	at := map[[2]string]int{} // name and kind -> where in n.Links
 	live := func(name string, index int) (kernel.Link, bool) {
 		l, ok := s.Link(name)
 		return l, ok && l.Index == index
@@ -162,9 +222,10 @@ func (o Owned) prune(s Snapshot) Owned {
 			continue
 		}
 		// Killed while rolling back, it may be there twice, from before and from after.
-		i := slices.IndexFunc(n.Links, func(q OwnedLink) bool { return q.Name == r.Name && q.Kind == r.Kind })
+		i, twice := at[[2]string{r.Name, r.Kind}]
 		switch {
-		case i < 0:
+		case !twice:
+			at[[2]string{r.Name, r.Kind}] = len(n.Links)
 			n.Links = append(n.Links, r)
 		case n.Links[i].Replaced == nil:
 			n.Links[i] = r
@@ -182,38 +243,86 @@ func (o Owned) prune(s Snapshot) Owned {
 		}
 	}
 	for _, r := range o.Remotes {
-		if l, ok := live(r.Link, r.Index); ok && slices.Contains(s.RemotesOf(l.Index), r.Remote) {
+		if l, ok := live(r.Link, r.Index); ok && remotes(l.Index)[r.Remote] {
 			n.Remotes = append(n.Remotes, r)
 		}
 	}
 	for _, r := range o.Statics {
-		if l, ok := live(r.Link, r.Index); ok && slices.Contains(s.StaticsOf(l.Index), Static{r.MAC, r.VTEP}) {
-			n.Statics = append(n.Statics, r)
+		if l, ok := live(r.Link, r.Index); ok {
+			if is, there := s.at.staticOf(l.Index, r.MAC); there && is.VTEP == r.VTEP {
+				n.Statics = append(n.Statics, r)
+			}
 		}
 	}
 	for _, r := range o.Changes {
-		if l, ok := live(r.Link, r.Index); ok && sameValue(r.Attr, s.attr(l, r.Attr), r.New) {
+		if l, ok := live(r.Link, r.Index); ok && sameValue(r.Attr, s.at.attr(l, r.Attr), r.New) {
 			n.Changes = append(n.Changes, r)
 		}
 	}
 	return n
 }
 
-// dropLink forgets a link and everything recorded about it or on it.
-func (o *Owned) dropLink(name string, index int) {
-	o.Links = slices.DeleteFunc(o.Links, func(r OwnedLink) bool { return r.Name == name && r.Index == index })
-	o.dropParts(name, index)
+// of is what is recorded of a link: itself and all on it.
+func (o Owned) of(name string, index int) Owned {
+	p := o.parts(name, index)
+	for _, r := range o.Links {
+		if r.Name == name && r.Index == index {
+			p.Links = append(p.Links, r)
+		}
+	}
+	return p
 }
 
-// dropParts forgets what is recorded on a link, but not the link.
-func (o *Owned) dropParts(name string, index int) {
-	o.Ports = slices.DeleteFunc(o.Ports, func(r OwnedPort) bool {
-		return r.Link == name && r.Index == index || r.Bridge == name && r.BridgeIndex == index
-	})
-	o.Addresses = slices.DeleteFunc(o.Addresses, func(r OwnedAddress) bool { return r.Link == name && r.Index == index })
-	o.Remotes = slices.DeleteFunc(o.Remotes, func(r OwnedRemote) bool { return r.Link == name && r.Index == index })
-	o.Statics = slices.DeleteFunc(o.Statics, func(r OwnedStatic) bool { return r.Link == name && r.Index == index })
-	o.Changes = slices.DeleteFunc(o.Changes, func(r OwnedChange) bool { return r.Link == name && r.Index == index })
+// parts is what is recorded on a link, but not the link.
+func (o Owned) parts(name string, index int) (p Owned) {
+	for _, r := range o.Ports {
+		if r.Link == name && r.Index == index || r.Bridge == name && r.BridgeIndex == index {
+			p.Ports = append(p.Ports, r)
+		}
+	}
+	for _, r := range o.Addresses {
+		if r.Link == name && r.Index == index {
+			p.Addresses = append(p.Addresses, r)
+		}
+	}
+	for _, r := range o.Remotes {
+		if r.Link == name && r.Index == index {
+			p.Remotes = append(p.Remotes, r)
+		}
+	}
+	for _, r := range o.Statics {
+		if r.Link == name && r.Index == index {
+			p.Statics = append(p.Statics, r)
+		}
+	}
+	for _, r := range o.Changes {
+		if r.Link == name && r.Index == index {
+			p.Changes = append(p.Changes, r)
+		}
+	}
+	return p
+}
+
+// drop forgets records.
+func (o *Owned) drop(d Owned) {
+	if len(d.Links) > 0 {
+		o.Links = without(o.Links, d.Links, OwnedLink.key)
+	}
+	if len(d.Ports) > 0 {
+		o.Ports = without(o.Ports, d.Ports, self)
+	}
+	if len(d.Addresses) > 0 {
+		o.Addresses = without(o.Addresses, d.Addresses, self)
+	}
+	if len(d.Remotes) > 0 {
+		o.Remotes = without(o.Remotes, d.Remotes, self)
+	}
+	if len(d.Statics) > 0 {
+		o.Statics = without(o.Statics, d.Statics, self)
+	}
+	if len(d.Changes) > 0 {
+		o.Changes = without(o.Changes, d.Changes, self)
+	}
 }
 
 // reindex follows links that got another ifindex because they were deleted
@@ -245,27 +354,126 @@ func (o *Owned) reindex(moved map[int]int) {
 	}
 }
 
-// merge adds the records of p that o does not have.
-func (o *Owned) Merge(p Owned) {
-	for _, r := range p.Links {
-		if !slices.ContainsFunc(o.Links, func(q OwnedLink) bool { return q.Name == r.Name && q.Index == r.Index }) {
-			o.Links = append(o.Links, r)
-		}
-	}
-	o.Ports = union(o.Ports, p.Ports)
-	o.Addresses = union(o.Addresses, p.Addresses)
-	o.Remotes = union(o.Remotes, p.Remotes)
-	o.Statics = union(o.Statics, p.Statics)
-	o.Changes = union(o.Changes, p.Changes)
+// Merge adds the records of p that o does not have.
+func (o *Owned) Merge(p Owned) { o.append(p.minus(*o)) }
+
+func (o *Owned) append(p Owned) {
+	o.Links = append(o.Links, p.Links...)
+	o.Ports = append(o.Ports, p.Ports...)
+	o.Addresses = append(o.Addresses, p.Addresses...)
+	o.Remotes = append(o.Remotes, p.Remotes...)
+	o.Statics = append(o.Statics, p.Statics...)
+	o.Changes = append(o.Changes, p.Changes...)
 }
 
-func union[T comparable](a, b []T) []T {
+// minus returns the records of o that p does not have.
+func (o Owned) minus(p Owned) Owned {
+	return Owned{
+		Links: without(o.Links, p.Links, OwnedLink.key), Ports: without(o.Ports, p.Ports, self), Addresses: without(o.Addresses, p.Addresses, self),
+		Remotes: without(o.Remotes, p.Remotes, self), Statics: without(o.Statics, p.Statics, self), Changes: without(o.Changes, p.Changes, self),
+	}
+}
+
+// linkKey is what tells one record of a link from another.
+type linkKey struct {
+	name, kind string
+	index      int
+}
+
+func (r OwnedLink) key() linkKey { return linkKey{r.Name, r.Kind, r.Index} }
+
+func self[T any](x T) T { return x }
+
+func without[T any, K comparable](a, b []T, key func(T) K) (out []T) {
+	if len(b) == 0 {
+		return slices.Clone(a)
+	}
+	have := make(map[K]bool, len(b))
 	for _, x := range b {
-		if !slices.Contains(a, x) {
-			a = append(a, x)
+		have[key(x)] = true
+	}
+	for _, x := range a {
+		if !have[key(x)] {
+			out = append(out, x)
 		}
 	}
-	return a
+	return out
+}
+
+// Delta is one step of the record: what it loses, then what it gains. Deltas can
+// be played again over a record that has them already: the last word on each
+// object stands.
+type Delta struct {
+	Drop Owned `json:"drop,omitzero"`
+	Add  Owned `json:"add,omitzero"`
+}
+
+// Empty reports that it changes nothing.
+func (d Delta) Empty() bool { return d.Drop.Empty() && d.Add.Empty() }
+
+// then adds a later step.
+func (d *Delta) then(e Delta) {
+	d.Add.drop(e.Drop)
+	d.Drop.append(e.Drop)
+	d.Drop.drop(e.Add)
+	d.Add.drop(e.Add) // the later one of a link
+	d.Add.append(e.Add)
+}
+
+// Amend plays deltas in order.
+func (o *Owned) Amend(deltas ...Delta) {
+	var links list[linkKey, OwnedLink]
+	var ports list[OwnedPort, OwnedPort]
+	var addresses list[OwnedAddress, OwnedAddress]
+	var remotes list[OwnedRemote, OwnedRemote]
+	var statics list[OwnedStatic, OwnedStatic]
+	var changes list[OwnedChange, OwnedChange]
+	all := append([]Delta{{Add: *o}}, deltas...)
+	for _, d := range all {
+		links.play(d.Drop.Links, d.Add.Links, OwnedLink.key)
+		ports.play(d.Drop.Ports, d.Add.Ports, self)
+		addresses.play(d.Drop.Addresses, d.Add.Addresses, self)
+		remotes.play(d.Drop.Remotes, d.Add.Remotes, self)
+		statics.play(d.Drop.Statics, d.Add.Statics, self)
+		changes.play(d.Drop.Changes, d.Add.Changes, self)
+	}
+	*o = Owned{Links: links.left(), Ports: ports.left(), Addresses: addresses.left(), Remotes: remotes.left(), Statics: statics.left(), Changes: changes.left()}
+}
+
+// list is a set in order.
+type list[K comparable, T any] struct {
+	all []T
+	at  map[K]int
+	out map[int]bool
+}
+
+func (l *list[K, T]) play(drop, add []T, key func(T) K) {
+	if l.at == nil {
+		l.at, l.out = map[K]int{}, map[int]bool{}
+	}
+	for _, x := range drop {
+		if i, ok := l.at[key(x)]; ok {
+			l.out[i] = true
+			delete(l.at, key(x))
+		}
+	}
+	for _, x := range add {
+		if i, ok := l.at[key(x)]; ok {
+			l.all[i] = x
+			continue
+		}
+		l.at[key(x)] = len(l.all)
+		l.all = append(l.all, x)
+	}
+}
+
+func (l *list[K, T]) left() (out []T) {
+	for i, x := range l.all {
+		if !l.out[i] {
+			out = append(out, x)
+		}
+	}
+	return out
 }
 
 // sort gives the record one order, so that equal records have equal JSON.

@@ -701,9 +701,9 @@ func TestKeepLinks(t *testing.T) {
 	if p.Changes() || !strings.HasPrefix(p.String(), "keep bridge br-flat (unload: left on the host, no longer vxbpf's)\n") {
 		t.Errorf("plan:\n%s", p)
 	}
-	var written *Owned
-	o, err := Apply(t.Context(), p, h, func(o Owned) error { written = &o; return nil })
-	if err != nil || !o.Empty() || written == nil || !written.Empty() {
+	written := o.Clone()
+	o, err := Apply(t.Context(), p, h, func(d Delta) error { written.Amend(d); return nil })
+	if err != nil || !o.Empty() || !written.Empty() {
 		t.Errorf("%+v, %v, written %v", o, err, written)
 	}
 	same(t, "host", h.text(), before)
@@ -790,7 +790,7 @@ func TestCancel(t *testing.T) {
 	before := h.text()
 	ctx, cancel := context.WithCancel(t.Context())
 	n := 0
-	_, err := Apply(ctx, plan(t, h, full(), Owned{}, Options{}), h, func(Owned) error {
+	_, err := Apply(ctx, plan(t, h, full(), Owned{}, Options{}), h, func(Delta) error {
 		if n++; n == 5 {
 			cancel()
 		}
@@ -857,13 +857,14 @@ func TestRollBack(t *testing.T) {
 			for k := 1; ; k++ {
 				h := start.clone()
 				h.failAt = k
-				var written *Owned
-				got, err := Apply(t.Context(), plan(t, h, tt.b, owned, tt.opts), h, func(o Owned) error { written = &o; return nil })
+				written := owned.Clone()
+				got, err := Apply(t.Context(), plan(t, h, tt.b, owned, tt.opts), h, func(d Delta) error { written.Amend(d); return nil })
 				if h.calls < k {
 					if err != nil {
 						t.Fatal(err)
 					}
 					same(t, "host", h.text(), done.text())
+					same(t, "written record", h.names(written), h.names(got))
 					break
 				}
 				if !errors.Is(err, errInjected) {
@@ -871,15 +872,13 @@ func TestRollBack(t *testing.T) {
 				}
 				same(t, fmt.Sprintf("host after call %d (%s) failed", k, h.log[k-1]), h.text(), before)
 				same(t, "record", h.names(got), ownedBefore)
-				if written != nil {
-					same(t, "written record", h.names(*written), ownedBefore)
-				}
+				same(t, "written record", h.names(written), ownedBefore)
 			}
 			// The same for the journal.
 			for k := 1; ; k++ {
 				h := start.clone()
 				n := 0
-				got, err := Apply(t.Context(), plan(t, h, tt.b, owned, tt.opts), h, func(Owned) error {
+				got, err := Apply(t.Context(), plan(t, h, tt.b, owned, tt.opts), h, func(Delta) error {
 					if n++; n == k {
 						return errInjected
 					}
@@ -914,8 +913,14 @@ func TestKilled(t *testing.T) {
 				for fail := range k {
 					h := start.clone()
 					h.failAt = fail
-					written := owned
-					reached = die(t, h, k, plan(t, h, tt.b, owned, tt.opts), func(o Owned) error { written = o; return nil }) || reached
+					var deltas []Delta
+					reached = die(t, h, k, plan(t, h, tt.b, owned, tt.opts), func(d Delta) error { deltas = append(deltas, d); return nil }) || reached
+					written := owned.Clone()
+					written.Amend(deltas...)
+					// Killed between writing the whole record and forgetting the steps to it.
+					twice := written.Clone()
+					twice.Amend(deltas...)
+					same(t, fmt.Sprintf("record after call %d failed, killed after call %d, played twice", fail, k), h.names(twice), h.names(written))
 					h.failAt = 0
 					o := apply(t, h, Unload(written, h.s, UnloadOptions{}))
 					if !o.Empty() {

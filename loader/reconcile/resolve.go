@@ -71,8 +71,12 @@ func NewPlan(cfg *config.Config, snap Snapshot, owned Owned, opts Options) (*Pla
 // look and complain, release and build write actions and steps.
 type builder struct {
 	cfg     *config.Config
-	snap    Snapshot
-	owned   Owned // pruned
+	snap    Snapshot // indexed
+	owned   Owned    // pruned
+	rec     *records // the same, to look things up
+	vxlans  []*kernel.Link
+	foreign []*kernel.Link // those of them that we did not make
+	repair  *mine          // of opts.Repair, once somebody asked
 	opts    Options
 	why     string            // reason for removing what is not wanted
 	wanted  map[string]string // name -> kind of the links of the config
@@ -86,9 +90,22 @@ type builder struct {
 }
 
 func newBuilder(snap Snapshot, owned Owned) *builder {
+	snap = snap.indexed()
 	pruned := owned.prune(snap)
+	rec := pruned.index()
+	var vxlans, foreign []*kernel.Link
+	for i := range snap.Links {
+		l := &snap.Links[i]
+		if l.VXLAN == nil {
+			continue
+		}
+		vxlans = append(vxlans, l)
+		if _, made := rec.made(*l); !made {
+			foreign = append(foreign, l)
+		}
+	}
 	return &builder{
-		snap: snap, owned: pruned,
+		snap: snap, owned: pruned, rec: rec, vxlans: vxlans, foreign: foreign,
 		wanted: map[string]string{}, doomed: map[string]bool{}, bridges: map[string]bool{}, said: map[string]bool{},
 		plan: &Plan{snap: snap, before: owned.Clone(), start: pruned},
 	}
@@ -265,9 +282,9 @@ func family(v6 bool) string {
 // usable returns the first address of a link that can be an outer source
 // address, invalid if there is none.
 func usable(s Snapshot, index int, v6 bool) netip.Addr {
-	for _, p := range s.Addresses {
+	for _, p := range s.table().addresses[index] {
 		a := p.Prefix.Addr()
-		if p.Link != index || p.Tentative || a.Is6() != v6 || a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || v6 && a.IsLinkLocalUnicast() {
+		if p.Tentative || a.Is6() != v6 || a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || v6 && a.IsLinkLocalUnicast() {
 			continue
 		}
 		return a
@@ -324,7 +341,7 @@ func (b *builder) resolveBridge(t *target) {
 		return
 	}
 	t.bridgeFate = adopted
-	if _, made := b.owned.Made(l); made {
+	if _, made := b.rec.made(l); made {
 		t.bridgeFate = ours
 	}
 	b.forwardDelay(t)
@@ -344,11 +361,11 @@ func (b *builder) resolveLink(t *target) {
 		return
 	}
 	t.linkFate = adopted
-	_, made := b.owned.Made(l)
+	_, made := b.rec.made(l)
 	if made {
 		t.linkFate = ours
 	}
-	if _, byUs := b.owned.port(l); l.Master != 0 && b.snap.Name(l.Master) != n.Bridge.Name && !byUs {
+	if _, byUs := b.rec.port(l); l.Master != 0 && b.snap.Name(l.Master) != n.Bridge.Name && !byUs {
 		t.linkFate = blocked
 		was := b.snap.Name(l.Master)
 		b.fail(t.path+"bridge", fmt.Sprintf("vxlan link %s is a port of %s, not of %s", n.Link, was, n.Bridge.Name),
@@ -389,7 +406,7 @@ func (b *builder) compare(t *target, made bool) {
 	n, l := t.net, t.link
 	v := l.VXLAN
 	check := func(a Attr, want string, inPlace bool) {
-		have := b.snap.attr(l, a)
+		have := b.snap.at.attr(l, a)
 		switch {
 		case have == want:
 		case inPlace && slices.Contains(b.opts.InPlace, a):
@@ -412,7 +429,7 @@ func (b *builder) compare(t *target, made bool) {
 	u, want := n.Underlay, t.vxlan()
 	fixed := func(a Attr, given bool) {
 		if made || given {
-			check(a, b.snap.attr(kernel.Link{VXLAN: &want}, a), false)
+			check(a, b.snap.at.attr(kernel.Link{VXLAN: &want}, a), false)
 		}
 	}
 	if v.TTLInherit != want.TTLInherit {
@@ -443,7 +460,7 @@ func (b *builder) compare(t *target, made bool) {
 		// Found with a source address of its own, and we were given none: any
 		// that the host has will do.
 		old := v.Local
-		if c, ok := b.owned.change(l, AttrLocal); ok {
+		if c, ok := b.rec.change(l, AttrLocal); ok {
 			if a, err := netip.ParseAddr(c.Old); err == nil {
 				old = a
 			}
@@ -468,12 +485,12 @@ func (b *builder) share(t *target) {
 	if t.linkFate == blocked {
 		return
 	}
-	for _, l := range b.snap.Links {
+	for _, l := range b.foreign {
 		x := l.VXLAN
-		if x == nil || l.Name == t.net.Link || b.doomed[l.Name] || x.External || x.Port != t.net.Underlay.Port || x.V6() != t.v6 {
+		if l.Name == t.net.Link || b.doomed[l.Name] || x.External || x.Port != t.net.Underlay.Port || x.V6() != t.v6 {
 			continue
 		}
-		if _, made := b.owned.Made(l); made || !l.Up && b.wanted[l.Name] != kindVXLAN {
+		if !l.Up && b.wanted[l.Name] != kindVXLAN {
 			continue
 		}
 		const without = "IPv6 packets without a UDP checksum"
@@ -506,8 +523,8 @@ func (b *builder) collide(t *target) {
 		b.fail(t.underlayPath("device", d == b.cfg.Underlay.Device), fmt.Sprintf("underlay device %s would be deleted by this very config", d),
 			"use a device that vxbpf does not make, or load in two steps")
 	}
-	for _, l := range b.snap.Links {
-		if l.VXLAN == nil || b.doomed[l.Name] || b.wanted[l.Name] == kindVXLAN || l.VXLAN.Port != t.net.Underlay.Port {
+	for _, l := range b.foreign {
+		if b.doomed[l.Name] || b.wanted[l.Name] == kindVXLAN || l.VXLAN.Port != t.net.Underlay.Port {
 			continue
 		}
 		remedy := fmt.Sprintf("or delete it (ip link del %s)", l.Name)

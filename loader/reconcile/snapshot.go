@@ -31,6 +31,21 @@ type Snapshot struct {
 	Links     []kernel.Link
 	Addresses []kernel.Address
 	FDB       []kernel.FDBEntry
+
+	at *table // the same, indexed; nil: not yet
+}
+
+// indexed returns the snapshot with its index made, for more than a few questions.
+func (s Snapshot) indexed() Snapshot {
+	s.at = newTable(s)
+	return s
+}
+
+func (s Snapshot) table() *table {
+	if s.at == nil {
+		return newTable(s)
+	}
+	return s.at
 }
 
 // Link returns the link of that name.
@@ -43,9 +58,15 @@ func (s Snapshot) Link(name string) (kernel.Link, bool) {
 
 // ByIndex returns the link with that ifindex.
 func (s Snapshot) ByIndex(index int) (kernel.Link, bool) {
-	for _, l := range s.Links {
-		if l.Index == index && index != 0 {
-			return l, true
+	if s.at != nil {
+		if l := s.at.links[index]; l != nil && index != 0 {
+			return *l, true
+		}
+		return kernel.Link{}, false
+	}
+	for i := range s.Links {
+		if l := &s.Links[i]; l.Index == index && index != 0 {
+			return *l, true
 		}
 	}
 	return kernel.Link{}, false
@@ -58,69 +79,30 @@ func (s Snapshot) Name(index int) string {
 }
 
 // Ports returns the names of the ports of a bridge, sorted.
-func (s Snapshot) Ports(bridge int) []string {
-	var names []string
-	for _, l := range s.Links {
-		if bridge != 0 && l.Master == bridge {
-			names = append(names, l.Name)
-		}
-	}
-	slices.Sort(names)
-	return names
-}
+func (s Snapshot) Ports(bridge int) []string { return s.table().portsOf(bridge) }
 
 // AddressesOf returns the addresses of a link in the order of the kernel.
-func (s Snapshot) AddressesOf(index int) []netip.Prefix {
-	var ps []netip.Prefix
-	for _, a := range s.Addresses {
-		if a.Link == index {
-			ps = append(ps, a.Prefix)
-		}
-	}
-	return ps
-}
+func (s Snapshot) AddressesOf(index int) []netip.Prefix { return s.table().addressesOf(index) }
 
 // HasAddress reports whether any link has the IP address.
-func (s Snapshot) HasAddress(ip netip.Addr) bool {
-	return slices.ContainsFunc(s.Addresses, func(a kernel.Address) bool { return a.Prefix.Addr() == ip })
-}
+func (s Snapshot) HasAddress(ip netip.Addr) bool { return s.table().hosts[ip] > 0 }
 
 // RemotesOf returns the default remotes of a vxlan link: the destinations
 // under the all-zero MAC, without the one that is the link's own group or
 // remote attribute when that is a multicast group.
-func (s Snapshot) RemotesOf(index int) []netip.Addr {
-	l, _ := s.ByIndex(index)
-	var rs []netip.Addr
-	for _, e := range s.FDB {
-		if e.Link != index || !e.Self || !e.MAC.IsZero() || !e.Dst.IsValid() || e.Dst.IsMulticast() || !plain(l, e) {
-			continue
-		}
-		rs = append(rs, e.Dst)
-	}
-	return rs
-}
+func (s Snapshot) RemotesOf(index int) []netip.Addr { return s.table().remotesOf(index) }
 
 // StaticsOf returns the static entries of a vxlan link that someone put there
 // by hand: not learned, not from a control plane, not the default remotes.
-func (s Snapshot) StaticsOf(index int) []Static {
-	l, _ := s.ByIndex(index)
-	var es []Static
-	for _, e := range s.FDB {
-		if e.Link != index || !e.Self || e.MAC.IsZero() || !e.Static || e.Extern || !e.Dst.IsValid() || !plain(l, e) {
-			continue
-		}
-		es = append(es, Static{MAC: e.MAC, VTEP: e.Dst})
-	}
-	return es
-}
+func (s Snapshot) StaticsOf(index int) []Static { return s.table().staticsOf(index) }
 
 // plain reports an FDB entry that sends with the VNI, UDP port and device of
 // its own link. Only such entries can be what a config asks for.
-func plain(l kernel.Link, e kernel.FDBEntry) bool {
+func plain(l *kernel.Link, e kernel.FDBEntry) bool {
 	if e.NextHop != 0 {
 		return false
 	}
-	if l.VXLAN == nil {
+	if l == nil || l.VXLAN == nil {
 		return e.Port == 0 && e.VNI == 0 && e.IfIndex == 0
 	}
 	return (e.Port == 0 || e.Port == l.VXLAN.Port) && (e.VNI == 0 || e.VNI == l.VXLAN.VNI) &&
@@ -128,6 +110,9 @@ func plain(l kernel.Link, e kernel.FDBEntry) bool {
 }
 
 func (s Snapshot) find(name string) *kernel.Link {
+	if s.at != nil {
+		return s.at.find(name)
+	}
 	for i := range s.Links {
 		if s.Links[i].Name == name {
 			return &s.Links[i]
@@ -175,27 +160,4 @@ type LinkState struct {
 	Addresses []netip.Prefix `json:"addresses,omitempty"`
 	Remotes   []netip.Addr   `json:"remotes,omitempty"`
 	Statics   []Static       `json:"statics,omitempty"`
-}
-
-// state captures a link. IPv6 link-local addresses are left out: the kernel
-// makes them itself when the link comes up.
-func (s Snapshot) state(l kernel.Link) LinkState {
-	st := LinkState{
-		Index: l.Index, Kind: l.Kind, MAC: l.MAC, MTU: l.MTU, Up: l.Up, Master: s.Name(l.Master),
-		Bridge: copied(l.Bridge), VXLAN: copied(l.VXLAN), Statics: s.StaticsOf(l.Index),
-	}
-	if l.Kind == kindBridge {
-		st.Ports = s.Ports(l.Index)
-	}
-	for _, p := range s.AddressesOf(l.Index) {
-		if p.Addr().Is4() || !p.Addr().IsLinkLocalUnicast() {
-			st.Addresses = append(st.Addresses, p)
-		}
-	}
-	for _, r := range s.RemotesOf(l.Index) {
-		if l.VXLAN == nil || r != l.VXLAN.Group {
-			st.Remotes = append(st.Remotes, r)
-		}
-	}
-	return st
 }

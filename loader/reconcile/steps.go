@@ -4,7 +4,6 @@ package reconcile
 
 import (
 	"net/netip"
-	"slices"
 
 	"github.com/vxbpf/vxbpf/loader/config"
 )
@@ -20,17 +19,16 @@ type staticEntry = config.StaticEntry
 func create(rec OwnedLink, st LinkState) func(*run) error {
 	return func(r *run) error {
 		rec := rec
-		same := func(q OwnedLink) bool { return q.Name == rec.Name && q.Kind == rec.Kind }
-		err := r.claim(func(o *Owned) { o.Links = append(slices.DeleteFunc(o.Links, same), rec) })
-		if err != nil {
+		if err := r.claim(Delta{Drop: r.linksOf(rec.Name, rec.Kind), Add: Owned{Links: []OwnedLink{rec}}}); err != nil {
 			return err
 		}
 		index, err := r.create(rec.Name, st)
 		if err != nil {
 			return err
 		}
+		pending := Owned{Links: []OwnedLink{rec}}
 		rec.Index = index
-		return r.claim(func(o *Owned) { o.Links = append(slices.DeleteFunc(o.Links, same), rec) })
+		return r.claim(Delta{Drop: pending, Add: Owned{Links: []OwnedLink{rec}}})
 	}
 }
 
@@ -49,17 +47,14 @@ func displace(rec OwnedLink) func(*run) error {
 			// Still the old link until it is deleted.
 			pending.VNI, pending.Port = old.VNI, old.Port
 		}
-		err = r.claim(func(o *Owned) {
-			o.Links = slices.DeleteFunc(o.Links, func(q OwnedLink) bool { return q.Name == rec.Name && q.Kind == rec.Kind })
-			o.Links = append(o.Links, pending)
-		})
+		err = r.claim(Delta{Drop: r.linksOf(rec.Name, rec.Kind), Add: Owned{Links: []OwnedLink{pending}}})
 		if err != nil {
 			return err
 		}
 		if err := r.delete(rec.Name); err != nil {
 			return err
 		}
-		r.settle(func(o *Owned) { o.dropParts(rec.Name, index) })
+		r.settle(Delta{Drop: r.owned.parts(rec.Name, index)})
 		return nil
 	}
 }
@@ -75,7 +70,7 @@ func remove(name string) func(*run) error {
 		if err := r.delete(name); err != nil {
 			return err
 		}
-		r.settle(func(o *Owned) { o.dropLink(name, index) })
+		r.settle(Delta{Drop: r.owned.of(name, index)})
 		return nil
 	}
 }
@@ -89,9 +84,8 @@ func restore(name string, st LinkState) func(*run) error {
 		if st.VXLAN != nil {
 			rec.VNI, rec.Port = st.VXLAN.VNI, st.VXLAN.Port
 		}
-		same := func(q OwnedLink) bool { return q.Name == name && q.Kind == st.Kind }
 		pending := func() error {
-			return r.claim(func(o *Owned) { o.Links = append(slices.DeleteFunc(o.Links, same), rec) })
+			return r.claim(Delta{Drop: r.linksOf(name, st.Kind), Add: Owned{Links: []OwnedLink{rec}}})
 		}
 		if err := pending(); err != nil {
 			return err
@@ -100,7 +94,7 @@ func restore(name string, st LinkState) func(*run) error {
 			return err
 		}
 		r.push(pending) // on the way back it is incomplete again
-		r.settle(func(o *Owned) { o.Links = slices.DeleteFunc(o.Links, same) })
+		r.settle(Delta{Drop: r.linksOf(name, st.Kind)})
 		return nil
 	}
 }
@@ -121,17 +115,15 @@ func set(name string, a Attr, text string, record bool) func(*run) error {
 			rec.Old = before.Old
 		}
 		if rec.Old != rec.New {
-			if err := r.claim(func(o *Owned) { o.Changes = append(o.Changes, rec) }); err != nil {
+			if err := r.claim(Delta{Add: Owned{Changes: []OwnedChange{rec}}}); err != nil {
 				return err
 			}
 		}
 		if err := r.set(name, a, text); err != nil {
 			return err
 		}
-		if changed {
-			r.settle(func(o *Owned) {
-				o.Changes = slices.DeleteFunc(o.Changes, func(q OwnedChange) bool { return q == before })
-			})
+		if changed && before != rec {
+			r.settle(Delta{Drop: Owned{Changes: []OwnedChange{before}}})
 		}
 		return nil
 	}
@@ -148,15 +140,19 @@ func enslave(name, bridge string) func(*run) error {
 			return err
 		}
 		rec := OwnedPort{Link: name, Index: l.Index, Bridge: bridge, BridgeIndex: b.Index}
-		if err := r.claim(func(o *Owned) { o.Ports = append(o.Ports, rec) }); err != nil {
+		if err := r.claim(Delta{Add: Owned{Ports: []OwnedPort{rec}}}); err != nil {
 			return err
 		}
 		if err := r.setMaster(name, bridge); err != nil {
 			return err
 		}
-		r.settle(func(o *Owned) {
-			o.Ports = slices.DeleteFunc(o.Ports, func(q OwnedPort) bool { return q.Link == name && q != rec })
-		})
+		var others []OwnedPort
+		for _, q := range r.owned.Ports {
+			if q.Link == name && q != rec {
+				others = append(others, q)
+			}
+		}
+		r.settle(Delta{Drop: Owned{Ports: others}})
 		return nil
 	}
 }
@@ -166,9 +162,7 @@ func leave(rec OwnedPort) func(*run) error {
 		if err := r.setMaster(rec.Link, ""); err != nil {
 			return err
 		}
-		r.settle(func(o *Owned) {
-			o.Ports = slices.DeleteFunc(o.Ports, func(q OwnedPort) bool { return q == rec })
-		})
+		r.settle(Delta{Drop: Owned{Ports: []OwnedPort{rec}}})
 		return nil
 	}
 }
@@ -179,8 +173,7 @@ func addAddress(name string, p netip.Prefix) func(*run) error {
 		if err != nil {
 			return err
 		}
-		rec := OwnedAddress{name, l.Index, p}
-		if err := r.claim(func(o *Owned) { o.Addresses = append(o.Addresses, rec) }); err != nil {
+		if err := r.claim(Delta{Add: Owned{Addresses: []OwnedAddress{{name, l.Index, p}}}}); err != nil {
 			return err
 		}
 		return r.addAddress(name, p)
@@ -192,9 +185,7 @@ func delAddress(rec OwnedAddress) func(*run) error {
 		if err := r.delAddress(rec.Link, rec.Prefix); err != nil {
 			return err
 		}
-		r.settle(func(o *Owned) {
-			o.Addresses = slices.DeleteFunc(o.Addresses, func(q OwnedAddress) bool { return q == rec })
-		})
+		r.settle(Delta{Drop: Owned{Addresses: []OwnedAddress{rec}}})
 		return nil
 	}
 }
@@ -205,8 +196,7 @@ func addRemote(name string, a netip.Addr) func(*run) error {
 		if err != nil {
 			return err
 		}
-		rec := OwnedRemote{name, l.Index, a}
-		if err := r.claim(func(o *Owned) { o.Remotes = append(o.Remotes, rec) }); err != nil {
+		if err := r.claim(Delta{Add: Owned{Remotes: []OwnedRemote{{name, l.Index, a}}}}); err != nil {
 			return err
 		}
 		return r.addRemote(name, a)
@@ -218,9 +208,7 @@ func delRemote(rec OwnedRemote) func(*run) error {
 		if err := r.delRemote(rec.Link, rec.Remote); err != nil {
 			return err
 		}
-		r.settle(func(o *Owned) {
-			o.Remotes = slices.DeleteFunc(o.Remotes, func(q OwnedRemote) bool { return q == rec })
-		})
+		r.settle(Delta{Drop: Owned{Remotes: []OwnedRemote{rec}}})
 		return nil
 	}
 }
@@ -234,19 +222,24 @@ func putStatic(name string, e Static, previous netip.Addr) func(*run) error {
 			return err
 		}
 		rec := OwnedStatic{Link: name, Index: l.Index, MAC: e.MAC, VTEP: e.VTEP, Previous: previous}
+		before := r.statics[rec.key()] > 0
 		if previous != e.VTEP { // else it is as found again
-			if err := r.claim(func(o *Owned) { o.Statics = append(o.Statics, rec) }); err != nil {
+			if err := r.claim(Delta{Add: Owned{Statics: []OwnedStatic{rec}}}); err != nil {
 				return err
 			}
 		}
 		if err := r.putStatic(name, e); err != nil {
 			return err
 		}
-		r.settle(func(o *Owned) {
-			o.Statics = slices.DeleteFunc(o.Statics, func(q OwnedStatic) bool {
-				return q.Link == rec.Link && q.Index == rec.Index && q.MAC == rec.MAC && q != rec
-			})
-		})
+		if before {
+			var others []OwnedStatic
+			for _, q := range r.owned.Statics {
+				if q.key() == rec.key() && q != rec {
+					others = append(others, q)
+				}
+			}
+			r.settle(Delta{Drop: Owned{Statics: others}})
+		}
 		return nil
 	}
 }
@@ -264,9 +257,7 @@ func delStatic(rec OwnedStatic) func(*run) error {
 		if err != nil {
 			return err
 		}
-		r.settle(func(o *Owned) {
-			o.Statics = slices.DeleteFunc(o.Statics, func(q OwnedStatic) bool { return q == rec })
-		})
+		r.settle(Delta{Drop: Owned{Statics: []OwnedStatic{rec}}})
 		return nil
 	}
 }

@@ -16,7 +16,7 @@ func Unload(owned Owned, snap Snapshot, opts UnloadOptions) *Plan {
 	b.why = "unload"
 	if opts.KeepLinks {
 		for _, r := range b.owned.Links {
-			if _, ok := snap.Link(r.Name); ok {
+			if _, ok := b.snap.Link(r.Name); ok {
 				b.act(Action{Verb: Keep, Object: r.Kind + " " + r.Name, Reason: "unload: left on the host, no longer vxbpf's"})
 			}
 		}
