@@ -24,8 +24,12 @@ type (
 	Stranger    = vxStranger
 
 	Counter = vxCounter
-	Hook    = vxHook
-	Reason  = vxReason
+	// The counters of a network: vx_count's value.
+	NetCount = vxNetCount
+	// The counters of a VTEP: vx_vtep_count's value.
+	VTEPCount = vxVtepCount
+	Hook      = vxHook
+	Reason    = vxReason
 )
 
 // Maps and Programs are the loaded objects.
@@ -90,7 +94,7 @@ const (
 	VTEPKnown      = uint16(vxVtepFlagVTEP_KNOWN)
 )
 
-// Hooks, and the sizes of the two halves of a counter's index.
+// Hooks, and how many there may be.
 const (
 	HookEncap   = vxHookHOOK_ENCAP
 	HookDecap   = vxHookHOOK_DECAP
@@ -103,7 +107,7 @@ const (
 	ReasonMax = uint32(vxReasonREASON_MAX)
 )
 
-// Ways of a VTEP's packets, the second part of an index of vx_vtep_count.
+// Ways of a VTEP's packets, the index of its counters.
 const (
 	WaySentFast     = uint32(vxWayWAY_SENT_FAST)
 	WaySentSlow     = uint32(vxWayWAY_SENT_SLOW)
@@ -183,11 +187,6 @@ const XDPHasFrags = 1 << 5
 // Load returns the programs and maps as they stand in the object, before the
 // kernel has seen them.
 func Load() (*ebpf.CollectionSpec, error) { return loadVx() }
-
-// CounterIndex is where vx_count holds the counter of a network, hook and reason.
-func CounterIndex(net uint16, hook Hook, reason Reason) uint32 {
-	return (uint32(net)*HookMax+uint32(hook))*ReasonMax + uint32(reason)
-}
 
 // MapSet is the maps among the loaded objects.
 func (o *vxObjects) MapSet() *Maps { return &o.vxMaps }

@@ -66,12 +66,6 @@ const (
 	capControlKeyCONTROL_MAX     capControlKey = 3
 )
 
-type capCounter struct {
-	_       structs.HostLayout
-	Packets uint64
-	Bytes   uint64
-}
-
 type capEntryFlag uint32
 
 const (
@@ -126,6 +120,15 @@ const (
 	capHookHOOK_XDP_ENCAP capHook = 4
 	capHookHOOK_MAX       capHook = 8
 )
+
+type capNetCount struct {
+	_  structs.HostLayout
+	By [64][8]struct {
+		_       structs.HostLayout
+		Packets uint64
+		Bytes   uint64
+	}
+}
 
 type capNetwork struct {
 	_       structs.HostLayout
@@ -263,6 +266,15 @@ type capVtep struct {
 	Remote    [4]uint32
 	Oif       uint32
 	Pad2      uint32
+}
+
+type capVtepCount struct {
+	_  structs.HostLayout
+	By [4]struct {
+		_       structs.HostLayout
+		Packets uint64
+		Bytes   uint64
+	}
 }
 
 type capVtepFlag uint32

@@ -7,5 +7,5 @@
 // C files run `make generate` and commit both.
 package bpf
 
-//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -go-package bpf -target bpfel -type fdb_key -type fdb_entry -type vni_key -type network -type port -type vtep -type control -type source_key -type stranger_key -type stranger -type counter vx vxlan.bpf.c -- -O2 -g -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-function -Wno-compare-distinct-pointer-types
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -go-package bpf -target bpfel -type fdb_key -type fdb_entry -type vni_key -type network -type port -type vtep -type control -type source_key -type stranger_key -type stranger -type counter -type net_count -type vtep_count vx vxlan.bpf.c -- -O2 -g -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-function -Wno-compare-distinct-pointer-types
 //go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -go-package bpf -target bpfel -type capture_event -type capture_control -type capture_cpu cap capture.bpf.c -- -O2 -g -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-function -Wno-compare-distinct-pointer-types

@@ -273,14 +273,14 @@ type moved struct {
 
 // tally is the counters of one hook: of both networks, and of network 0, which is none.
 func (l *lab) tally(h bpf.Hook) (out []moved) {
-	var cpus []bpf.Counter
+	var cpus []bpf.NetCount
 	for _, id := range []fdb.NetID{0, netID, otherID} {
+		must(l.obj.VxCount.Lookup(uint32(id), &cpus))
 		for r := range bpf.Reason(bpf.Reasons) {
-			must(l.obj.VxCount.Lookup(bpf.CounterIndex(uint16(id), h, r), &cpus))
 			m := moved{net: id, reason: r}
-			for _, c := range cpus {
-				m.n.Packets += c.Packets
-				m.n.Bytes += c.Bytes
+			for i := range cpus {
+				m.n.Packets += cpus[i].By[r][h].Packets
+				m.n.Bytes += cpus[i].By[r][h].Bytes
 			}
 			out = append(out, m)
 		}

@@ -91,21 +91,24 @@ struct {
 	__type(value, __u32);
 } vx_raw SEC(".maps");
 
-/* (network * HOOK_MAX + hook) * REASON_MAX + reason -> counter, one per CPU. Programs add; nobody resets. */
+/*
+ * network -> its counters, one set per CPU. Programs add; the daemon empties what it gives to another network. One
+ * element holds them all, so that the kernel's table of elements is one cache line for all that a packet adds to.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 64 * HOOK_MAX * REASON_MAX);
+	__uint(max_entries, 64);
 	__type(key, __u32);
-	__type(value, struct counter);
+	__type(value, struct net_count);
 } vx_count SEC(".maps");
 
-/* index into vx_vtep * WAY_MAX + way -> counter, one per CPU. Programs add; the daemon empties what it gives to
- * another VTEP. */
+/* index into vx_vtep -> its counters, one set per CPU. Programs add; the daemon empties what it gives to another VTEP.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1024 * WAY_MAX);
+	__uint(max_entries, 1024);
 	__type(key, __u32);
-	__type(value, struct counter);
+	__type(value, struct vtep_count);
 } vx_vtep_count SEC(".maps");
 
 /* Only for the programs that capture (capture.bpf.c). Never pinned: they live as long as such a program is attached. */

@@ -7,7 +7,7 @@
 
 #include "kernel.h"
 
-/* Where packets are looked at; the first half of a counter's index. */
+/* Where packets are looked at; the second index of a network's counters. */
 enum hook {
 	HOOK_ENCAP,     /* ingress of a bridge port, or egress of the bridge device */
 	HOOK_DECAP,     /* ingress of the underlay device */
@@ -18,8 +18,8 @@ enum hook {
 };
 
 /*
- * What became of a packet. Append only: the numbers are the second half of a
- * counter's index, the lower-case names are metric labels and the words in
+ * What became of a packet. Append only: the numbers are the first index of a
+ * network's counters, the lower-case names are metric labels and the words in
  * `vxbpf status`. All but FAST and DROP_* return the packet to the kernel.
  */
 enum reason {
@@ -61,8 +61,8 @@ enum reason {
 };
 
 /*
- * A VTEP's share of the packets, by direction and way: the second part of an
- * index of vx_vtep_count. Sent: towards a known MAC behind it. Received: from a MAC
+ * A VTEP's share of the packets, by direction and way: the index of its
+ * counters. Sent: towards a known MAC behind it. Received: from a MAC
  * that is known to live there, and counted where its way ends, so once.
  */
 enum way {
@@ -279,6 +279,21 @@ struct counter {
 	__u64 bytes;   /* inner frame bytes where known, else the frame as met */
 };
 
+/*
+ * vx_count. By reason first: what the fast path adds to, at whichever hook, lies side by side in one or two cache
+ * lines.
+ */
+struct net_count {
+	struct counter by[REASON_MAX][HOOK_MAX];
+};
+
+/* vx_vtep_count: one cache line. */
+struct vtep_count {
+	struct counter by[WAY_MAX];
+};
+
+/* The largest value of a per-CPU map (PCPU_MIN_UNIT_SIZE). */
+_Static_assert(sizeof(struct net_count) <= 32768, "net_count is too large for a per-CPU map");
 _Static_assert(sizeof(struct fdb_key) == 8, "fdb_key has padding");
 _Static_assert(sizeof(struct vni_key) == 8, "vni_key has padding");
 _Static_assert(sizeof(struct fdb_entry) == 24, "fdb_entry layout");

@@ -21,27 +21,31 @@ static __always_inline int drops(int ret)
 
 static __always_inline void add(struct counter *c, __u32 packets, __u32 bytes)
 {
-	if (c) {
-		c->packets += packets ?: 1;
-		c->bytes += bytes;
-	}
+	c->packets += packets ?: 1;
+	c->bytes += bytes;
 }
 
 static __always_inline void count(__u32 net, enum hook hook, __u32 reason, __u32 packets, __u32 bytes)
 {
-	__u32 key = (net * HOOK_MAX + hook) * REASON_MAX + (reason & (REASON_MAX - 1));
+	struct net_count *n;
 
-	if (vx_counting > 0)
-		add(bpf_map_lookup_elem(&vx_count, &key), packets, bytes);
+	if (vx_counting < 1)
+		return;
+	n = bpf_map_lookup_elem(&vx_count, &net);
+	if (n)
+		add(&n->by[reason & (REASON_MAX - 1)][hook], packets, bytes);
 }
 
 /* `vtep` 0: behind no VTEP that we know. */
 static __always_inline void count_vtep(__u32 vtep, enum way way, __u32 packets, __u32 bytes)
 {
-	__u32 key = vtep * WAY_MAX + way;
+	struct vtep_count *v;
 
-	if (vx_counting > 1 && vtep)
-		add(bpf_map_lookup_elem(&vx_vtep_count, &key), packets, bytes);
+	if (vx_counting < 2 || !vtep)
+		return;
+	v = bpf_map_lookup_elem(&vx_vtep_count, &vtep);
+	if (v)
+		add(&v->by[way], packets, bytes);
 }
 
 /* The lease is good: a daemon followed the kernel within the last seconds. */

@@ -86,6 +86,11 @@ const (
 	vxHookHOOK_MAX       vxHook = 8
 )
 
+type vxNetCount struct {
+	_  structs.HostLayout
+	By [64][8]vxCounter
+}
+
 type vxNetwork struct {
 	_       structs.HostLayout
 	Net     uint16
@@ -222,6 +227,11 @@ type vxVtep struct {
 	Remote    [4]uint32
 	Oif       uint32
 	Pad2      uint32
+}
+
+type vxVtepCount struct {
+	_  structs.HostLayout
+	By [4]vxCounter
 }
 
 type vxVtepFlag uint32

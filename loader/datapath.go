@@ -73,9 +73,9 @@ func openDatapath(dir string, want sizes, has Features) (*datapath, error) {
 	spec.Maps["vx_fdb"].MaxEntries = want.fdb
 	spec.Maps["vx_port"].MaxEntries = want.ports
 	spec.Maps["vx_vtep"].MaxEntries = want.vteps
-	spec.Maps["vx_vtep_count"].MaxEntries = want.vteps * bpf.WayMax
+	spec.Maps["vx_vtep_count"].MaxEntries = want.vteps
 	spec.Maps["vx_vni"].MaxEntries = want.networks
-	spec.Maps["vx_count"].MaxEntries = want.networks * bpf.HookMax * bpf.ReasonMax
+	spec.Maps["vx_count"].MaxEntries = want.networks
 
 	// Two ticks of the clock that stamps are taken from: a stamp of "now" may be one tick old.
 	var tick unix.Timespec

@@ -61,7 +61,7 @@ func newTestVTEPs(t *testing.T, room uint32) (*vteps, *vxmaps.Set, *view, *asked
 		t.Fatal(err)
 	}
 	spec.Maps["vx_vtep"].MaxEntries = room + 1 // 0 stays empty
-	spec.Maps["vx_vtep_count"].MaxEntries = (room + 1) * bpf.WayMax
+	spec.Maps["vx_vtep_count"].MaxEntries = room + 1
 	var m bpf.Maps
 	if err := spec.LoadAndAssign(&m, nil); err != nil {
 		t.Fatal(err)

@@ -24,21 +24,21 @@ type Count struct {
 type Counts map[bpf.Hook]map[bpf.Reason]Count
 
 // Networks is how many networks the map has room for, network 0 included.
-func (c *Counters) Networks() uint32 { return c.m.MaxEntries() / (bpf.HookMax * bpf.ReasonMax) }
+func (c *Counters) Networks() uint32 { return c.m.MaxEntries() }
 
 // Read sums up one network's counters.
 func (c *Counters) Read(net fdb.NetID) (Counts, error) {
 	out := Counts{}
-	var cpus []bpf.Counter
+	var cpus []bpf.NetCount
+	if err := c.m.Lookup(uint32(net), &cpus); err != nil {
+		return nil, fmt.Errorf("read counters of network %d: %w", net, err)
+	}
 	for hook := range bpf.Hook(bpf.HookMax) {
 		for reason := range bpf.Reason(bpf.Reasons) {
-			if err := c.m.Lookup(bpf.CounterIndex(uint16(net), hook, reason), &cpus); err != nil {
-				return nil, fmt.Errorf("read counter of network %d, %v %v: %w", net, hook, reason, err)
-			}
 			var n Count
-			for _, v := range cpus {
-				n.Packets += v.Packets
-				n.Bytes += v.Bytes
+			for i := range cpus {
+				n.Packets += cpus[i].By[reason][hook].Packets
+				n.Bytes += cpus[i].By[reason][hook].Bytes
 			}
 			if n.Packets == 0 {
 				continue
@@ -58,13 +58,8 @@ func (c *Counters) Reset(net fdb.NetID) error {
 	if err != nil {
 		return fmt.Errorf("reset counters of network %d: %w", net, err)
 	}
-	zero := make([]bpf.Counter, n)
-	for hook := range bpf.Hook(bpf.HookMax) {
-		for reason := range bpf.Reason(bpf.Reasons) {
-			if err := c.m.Put(bpf.CounterIndex(uint16(net), hook, reason), zero); err != nil {
-				return fmt.Errorf("reset counter of network %d, %v %v: %w", net, hook, reason, err)
-			}
-		}
+	if err := c.m.Put(uint32(net), make([]bpf.NetCount, n)); err != nil {
+		return fmt.Errorf("reset counters of network %d: %w", net, err)
 	}
 	return nil
 }

@@ -176,16 +176,12 @@ func TestCountersAndLease(t *testing.T) {
 		t.Error("a network past the end is read")
 	}
 	n := len(mustCPUs(t, s))
-	vals := make([]bpf.Counter, n)
-	vals[0] = bpf.Counter{Packets: 3, Bytes: 300}
-	vals[n-1].Packets += 4
-	if err := s.Counters.m.Put(bpf.CounterIndex(5, bpf.HookEncap, bpf.Fast), vals); err != nil {
-		t.Fatal(err)
+	vals := make([]bpf.NetCount, n)
+	for _, r := range []bpf.Reason{bpf.Fast, bpf.DstLocal, bpf.BUM} {
+		vals[0].By[r][bpf.HookEncap] = bpf.Counter{Packets: 3, Bytes: 300}
+		vals[n-1].By[r][bpf.HookEncap].Packets += 4
 	}
-	if err := s.Counters.m.Put(bpf.CounterIndex(5, bpf.HookEncap, bpf.DstLocal), vals); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Counters.m.Put(bpf.CounterIndex(5, bpf.HookEncap, bpf.BUM), vals); err != nil {
+	if err := s.Counters.m.Put(uint32(5), vals); err != nil {
 		t.Fatal(err)
 	}
 	if c, err = s.Counters.Read(5); err != nil {
@@ -216,9 +212,9 @@ func TestCountersAndLease(t *testing.T) {
 	}
 }
 
-func mustCPUs(t *testing.T, s *Set) []bpf.Counter {
+func mustCPUs(t *testing.T, s *Set) []bpf.NetCount {
 	t.Helper()
-	var v []bpf.Counter
+	var v []bpf.NetCount
 	if err := s.Counters.m.Lookup(uint32(0), &v); err != nil {
 		t.Fatal(err)
 	}

@@ -30,14 +30,14 @@ func (t *Traffic) way(w uint32) *Count {
 
 // Read sums up the counters of the VTEP at an index of VTEPs.
 func (c *VTEPCounters) Read(index uint32) (t Traffic, err error) {
-	var cpus []bpf.Counter
-	for w := range bpf.WayMax {
-		if err := c.m.Lookup(index*bpf.WayMax+w, &cpus); err != nil {
-			return t, fmt.Errorf("read counter of VTEP %d: %w", index, err)
-		}
-		for _, v := range cpus {
-			t.way(w).Packets += v.Packets
-			t.way(w).Bytes += v.Bytes
+	var cpus []bpf.VTEPCount
+	if err := c.m.Lookup(index, &cpus); err != nil {
+		return t, fmt.Errorf("read counters of VTEP %d: %w", index, err)
+	}
+	for _, cpu := range cpus {
+		for w, v := range cpu.By {
+			t.way(uint32(w)).Packets += v.Packets
+			t.way(uint32(w)).Bytes += v.Bytes
 		}
 	}
 	return t, nil
@@ -49,11 +49,8 @@ func (c *VTEPCounters) Reset(index uint32) error {
 	if err != nil {
 		return fmt.Errorf("reset counters of VTEP %d: %w", index, err)
 	}
-	zero := make([]bpf.Counter, n)
-	for w := range bpf.WayMax {
-		if err := c.m.Put(index*bpf.WayMax+w, zero); err != nil {
-			return fmt.Errorf("reset counter of VTEP %d: %w", index, err)
-		}
+	if err := c.m.Put(index, make([]bpf.VTEPCount, n)); err != nil {
+		return fmt.Errorf("reset counters of VTEP %d: %w", index, err)
 	}
 	return nil
 }

@@ -164,9 +164,13 @@ func (w *world) doctorTables(config string) {
 			w.t.Fatal(err)
 		}
 		defer m.Close()
-		cpus := make([]bpf.Counter, ebpf.MustPossibleCPU())
-		cpus[0].Packets = packets
-		if err := m.Put(bpf.CounterIndex(uint16(st.Networks[0].ID), bpf.HookEncap, bpf.DropBroken), cpus); err != nil {
+		var cpus []bpf.NetCount
+		id := uint32(st.Networks[0].ID)
+		if err := m.Lookup(id, &cpus); err != nil {
+			w.t.Fatal(err)
+		}
+		cpus[0].By[bpf.DropBroken][bpf.HookEncap].Packets = packets
+		if err := m.Put(id, cpus); err != nil {
 			w.t.Fatal(err)
 		}
 	}
