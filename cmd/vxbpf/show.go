@@ -125,7 +125,7 @@ func (a *app) showNoun(n noun) *cobra.Command {
 			if err := f.parse(); err != nil {
 				return usage(err)
 			}
-			o := observe.Options{Options: a.opt, Kernel: n.kernel}
+			o := observe.Options{Options: a.opt, Kernel: n.kernel, Traffic: n.name == "ports"}
 			s, err := observe.Read(o)
 			if err != nil {
 				return err
@@ -213,13 +213,17 @@ func showPorts(s *observe.Snapshot, f *filter, _ observe.Options) (any, [][]stri
 		return nil, nil, err
 	}
 	out := []observe.Port{}
-	rows := [][]string{{"NETWORK", "PORT", "IFINDEX", "ROLE", "KIND", "MTU", "MACS", "PATH", "REASON"}}
+	rows := [][]string{{"NETWORK", "PORT", "IFINDEX", "ROLE", "KIND", "MTU", "MACS", "SENT", "RECEIVED", "PATH", "REASON"}}
 	for _, p := range s.Ports {
 		if !keep[p.Network] || f.port != "" && p.Name != f.port {
 			continue
 		}
 		out = append(out, p)
-		rows = append(rows, []string{p.Network, p.Name, fmt.Sprint(p.Index), p.Role, dash(p.Kind), fmt.Sprint(p.MTU), fmt.Sprint(p.MACs), path(p.Fast), dash(p.Reason)})
+		sent, received := "-", "-"
+		if t := p.Traffic; t != nil {
+			sent, received = fmt.Sprint(t.Sent.Packets), fmt.Sprint(t.Received.Packets)
+		}
+		rows = append(rows, []string{p.Network, p.Name, fmt.Sprint(p.Index), p.Role, dash(p.Kind), fmt.Sprint(p.MTU), fmt.Sprint(p.MACs), sent, received, path(p.Fast), dash(p.Reason)})
 	}
 	return out, rows, nil
 }

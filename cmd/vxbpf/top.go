@@ -19,16 +19,16 @@ func (a *app) top() *cobra.Command {
 	var sort, view string
 	c := &cobra.Command{
 		Use:   "top",
-		Short: "Watch rates by network and VTEP, the share of the fast path, and why packets are not on it",
-		Long: `A live view for a terminal of 80x24 or more. Keys: n, v, r show networks, VTEPs, reasons; s sorts by the next column;
+		Short: "Watch rates by network, VTEP and port, the share of the fast path, and why packets are not on it",
+		Long: `A live view for a terminal of 80x24 or more. Keys: n, v, p, r show networks, VTEPs, ports, reasons; s sorts by the next column;
 + and - change the interval; arrows scroll; space stops and goes on; q ends. --once measures one interval and prints all
-three tables as text. It needs no daemon.`,
+four tables as text. It needs no daemon.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if every < 100*time.Millisecond || every > time.Minute {
 				return usage(fmt.Errorf("interval %s: want 100ms to 1m", every))
 			}
-			m, err := top.New(observe.Options{Options: a.opt}, every, view, sort)
+			m, err := top.New(observe.Options{Options: a.opt, Traffic: true}, every, view, sort)
 			if err != nil {
 				return usage(err)
 			}
@@ -49,6 +49,6 @@ three tables as text. It needs no daemon.`,
 	f.BoolVar(&once, "once", false, "measure one interval, print it as text, and exit")
 	f.DurationVar(&every, "interval", time.Second, "how often to look")
 	f.StringVar(&sort, "sort", "packets", "sort by: packets, bits, fast, name")
-	f.StringVar(&view, "view", "networks", "begin with: networks, vteps, reasons")
+	f.StringVar(&view, "view", "networks", "begin with: networks, vteps, ports, reasons")
 	return c
 }

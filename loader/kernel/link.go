@@ -392,3 +392,48 @@ func (h *Handle) setLink(index int, flags, change uint32, attrs ...nl.NetlinkReq
 	}
 	return h.change(unix.RTM_NEWLINK, 0, append([]nl.NetlinkRequestData{ifInfo(index, flags, change)}, attrs...)...)
 }
+
+// Counters of a port, as the bridge sees it.
+type Counters struct {
+	FromPackets, FromBytes uint64 // came from whoever is behind the port
+	ToPackets, ToBytes     uint64 // went there
+}
+
+// PortCounters reads what went through a bridge port. A veth's other end in another namespace is asked: a packet that
+// bpf_redirect_peer hands over never passes this end, and only that one counts it. Where it cannot be asked (its
+// namespace has no number here, or is another user's), this end's counters have to do. ok is false if the link has gone.
+func (h *Handle) PortCounters(l Link) (c Counters, ok bool, err error) {
+	if l.PeerElsewhere && l.Peer > 0 && l.PeerNS >= 0 {
+		ns := nl.NewRtAttr(unix.IFLA_TARGET_NETNSID, nl.Uint32Attr(uint32(l.PeerNS)))
+		m, err := h.get(unix.RTM_GETLINK, unix.RTM_NEWLINK, ifInfo(l.Peer, 0, 0), ns)
+		if err == nil {
+			c, err := parseCounters(m)
+			// What its end received, went to it.
+			return Counters{FromPackets: c.ToPackets, FromBytes: c.ToBytes, ToPackets: c.FromPackets, ToBytes: c.FromBytes}, err == nil, err
+		}
+	}
+	m, err := h.get(unix.RTM_GETLINK, unix.RTM_NEWLINK, ifInfo(l.Index, 0, 0))
+	if errors.Is(err, unix.ENODEV) {
+		return Counters{}, false, nil
+	}
+	if err != nil {
+		return Counters{}, false, fmt.Errorf("get counters of %s: %w", l.Name, err)
+	}
+	c, err = parseCounters(m)
+	return c, err == nil, err
+}
+
+// parseCounters reads struct rtnl_link_stats64 of an RTM_NEWLINK message: packets and bytes received, and sent.
+func parseCounters(b []byte) (c Counters, err error) {
+	var d decoder
+	_, rest := d.header(b, unix.SizeofIfInfomsg)
+	for typ, v := range d.attrs(rest) {
+		if typ == unix.IFLA_STATS64 && len(v) >= 32 {
+			return Counters{FromPackets: native.Uint64(v), ToPackets: native.Uint64(v[8:]), FromBytes: native.Uint64(v[16:]), ToBytes: native.Uint64(v[24:])}, nil
+		}
+	}
+	if d.err != nil {
+		return c, fmt.Errorf("parse link counters: %w", d.err)
+	}
+	return c, errors.New("the kernel sent no counters of the link")
+}

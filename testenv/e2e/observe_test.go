@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -264,6 +265,38 @@ func series(t *testing.T, text string) map[string]float64 {
 	return out
 }
 
+// shown: all that dashboard and alert rules ask for, metric and label, is in a real scrape.
+func (w *world) shown(scrape map[string]float64) {
+	w.t.Helper()
+	have := map[string]string{} // all label texts of a metric
+	for s := range scrape {
+		name, labels, _ := strings.Cut(s, "{")
+		have[name] += "," + strings.TrimSuffix(labels, "}")
+	}
+	asked := 0
+	for _, file := range []string{"vxbpf.json", "vxbpf.rules.yml"} {
+		b, err := os.ReadFile(filepath.Join("../../tools/dashboards", file))
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`\b(vxbpf_[a-z_]+)(?:\{([^}]*)\})?`).FindAllStringSubmatch(strings.ReplaceAll(string(b), `\"`, `"`), -1) {
+			asked++
+			labels, ok := have[m[1]]
+			if !ok {
+				w.t.Errorf("%s asks for %s, which a scrape does not have", file, m[1])
+			}
+			for _, l := range regexp.MustCompile(`([a-z_]+)\s*(?:=~|!~|!=|=)`).FindAllStringSubmatch(m[2], -1) {
+				if l[1] != "instance" && !strings.Contains(labels, ","+l[1]+"=") {
+					w.t.Errorf("%s asks for %s by %s, which a scrape does not have: %s", file, m[1], l[1], labels)
+				}
+			}
+		}
+	}
+	if asked < 40 {
+		w.t.Errorf("only %d questions found", asked)
+	}
+}
+
 // metrics: what a scrape shows of a known number of packets is that number, exactly.
 func (w *world) metrics(socket string, a, b *testenv.Container) {
 	t := w.t
@@ -288,6 +321,15 @@ func (w *world) metrics(socket string, a, b *testenv.Container) {
 	// Within the first quarter of the ageing time: none of them is a refresh.
 	w.ping(a.NS, b.Addr.Addr())
 	before := w.scrape(socket)
+	received := 0.0
+	for _, p := range w.showJSON("h2", "ports").Ports {
+		if traffic, ok := p["traffic"].(map[string]any); ok && p["name"] == "v-mgmt-1" {
+			received = traffic["received"].(map[string]any)["packets"].(float64)
+		}
+	}
+	if received == 0 {
+		t.Error("h2 does not say what its port has received")
+	}
 	c, err := testenv.PacketSocket(a.NS, "eth0")
 	if err != nil {
 		t.Fatal(err)
@@ -322,6 +364,20 @@ func (w *world) metrics(socket string, a, b *testenv.Container) {
 			t.Errorf("%s is %v (%t), want %v", name, got, ok, want)
 		}
 	}
+	// By port, as the containers at both ends count: what BPF hands into one passes its veth's other end uncounted. A
+	// neighbour solicitation may be among them.
+	if got := after[`vxbpf_port_packets_total{direction="sent",network="mgmt",port="v-mgmt-1"}`] - before[`vxbpf_port_packets_total{direction="sent",network="mgmt",port="v-mgmt-1"}`]; got < n || got > n+5 {
+		t.Errorf("port v-mgmt-1 sent %v packets, want %v", got, n)
+	}
+	w.wait("h2's port to have received them", func() bool {
+		for _, p := range w.showJSON("h2", "ports").Ports {
+			if traffic, ok := p["traffic"].(map[string]any); ok && p["name"] == "v-mgmt-1" {
+				return traffic["received"].(map[string]any)["packets"].(float64)-received >= n
+			}
+		}
+		return false
+	})
+	w.shown(after)
 	if after["vxbpf_netlink_resyncs_total"] < 1 || after[`vxbpf_fdb_events_total{event="changed"}`] < 1 {
 		t.Error("the daemon's own metrics are missing")
 	}

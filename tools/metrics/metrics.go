@@ -3,7 +3,7 @@
 // Package metrics shows a data path to Prometheus: a collector that looks anew
 // at each scrape, and the ways to hand out what it found. Names and labels are
 // interface: they are added, never renamed. The number of series is bounded by
-// the config, and by maxVTEPs.
+// the config, maxVTEPs and maxPorts.
 package metrics
 
 import (
@@ -22,6 +22,10 @@ import (
 // maxVTEPs have series of their own: the busiest. The others are one, vtep="other".
 const maxVTEPs = 256
 
+// maxPorts have series of their own, in the order of networks and names, so that a series does not come and go with the
+// traffic. The others are one for each network, port="other".
+const maxPorts = 512
+
 // Collector is one data path.
 type Collector struct {
 	Options observe.Options
@@ -29,7 +33,7 @@ type Collector struct {
 	// Stats are the daemon's, where it is this process; nil elsewhere.
 	Stats *loader.Stats
 
-	limit int // of VTEPs; 0: maxVTEPs
+	limit int // of VTEPs, and of ports; 0: maxVTEPs, maxPorts
 }
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -51,6 +55,8 @@ var (
 	descBytes     = desc("network_bytes_total", "The same in bytes of inner frames.", "network", "direction", "path")
 	descReasons   = desc("reason_packets_total", "Packets by hook (encap, decap, deliver) and what became of them there.", "network", "hook", "reason")
 	descPorts     = desc("network_ports", "Bridge ports by whether their packets may take the fast path.", "network", "path")
+	descPPackets  = desc("port_packets_total", "Packets that whoever is behind a bridge port sent and received, as the kernel counts them, traffic inside the host included.", "network", "port", "direction")
+	descPBytes    = desc("port_bytes_total", "The same in bytes of frames.", "network", "port", "direction")
 	descFDB       = desc("fdb_entries", "MAC addresses that the data path knows: local, or remote behind VTEPs.", "network", "where")
 	descFDBUsed   = desc("fdb_map_entries", "Entries in the FDB map, those yet to be confirmed among them.")
 	descFDBSize   = desc("fdb_map_capacity_entries", "Entries that the FDB map has room for.")
@@ -70,7 +76,7 @@ var (
 )
 
 var descs = []*prometheus.Desc{descBuild, descUp, descDaemon, descLoaded, descLease, descSpent, descNetwork, descFast, descDegraded, descPackets,
-	descBytes, descReasons, descPorts, descFDB, descFDBUsed, descFDBSize, descVPackets, descVBytes, descVUp, descVEntries, descVMTU,
+	descBytes, descReasons, descPorts, descPPackets, descPBytes, descFDB, descFDBUsed, descFDBSize, descVPackets, descVBytes, descVUp, descVEntries, descVMTU,
 	descAttached, descRunTime, descRuns, descRepairs, descRollback, descFDBEvents, descOverruns, descResyncs}
 
 // Describe lists all metrics that there can be.
@@ -102,7 +108,9 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 	out := sink(ch)
 	start := time.Now()
 	out.gauge(descBuild, 1, c.Version)
-	s, err := observe.Read(c.Options)
+	o := c.Options
+	o.Traffic = true
+	s, err := observe.Read(o)
 	out.gauge(descUp, number(err == nil))
 	if err != nil {
 		return
@@ -121,6 +129,7 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 	for _, n := range s.Networks {
 		c.network(out, s, n, slices.Contains(degraded, n.Name))
 	}
+	c.ports(out, s)
 	used, size := s.FDBEntries()
 	out.gauge(descFDBUsed, float64(used))
 	out.gauge(descFDBSize, float64(size))
@@ -176,6 +185,35 @@ func (c *Collector) network(out sink, s *observe.Snapshot, n observe.Network, de
 	out.gauge(descPorts, float64(slow), n.Name, "slow")
 	out.gauge(descFDB, float64(n.FDBLocal), n.Name, "local")
 	out.gauge(descFDB, float64(n.FDBRemote), n.Name, "remote")
+}
+
+func (c *Collector) ports(out sink, s *observe.Snapshot) {
+	type key struct{ network, port string }
+	sum := map[key]observe.PortTraffic{}
+	var order []key
+	left := cmp.Or(c.limit, maxPorts)
+	for _, p := range s.Ports {
+		if p.Traffic == nil {
+			continue
+		}
+		k := key{p.Network, p.Name}
+		if left--; left < 0 {
+			k.port = "other"
+		}
+		t, ok := sum[k]
+		if !ok {
+			order = append(order, k)
+		}
+		t.Sent.Packets, t.Sent.Bytes = t.Sent.Packets+p.Traffic.Sent.Packets, t.Sent.Bytes+p.Traffic.Sent.Bytes
+		t.Received.Packets, t.Received.Bytes = t.Received.Packets+p.Traffic.Received.Packets, t.Received.Bytes+p.Traffic.Received.Bytes
+		sum[k] = t
+	}
+	for _, k := range order {
+		for direction, n := range map[string]maps.Count{"sent": sum[k].Sent, "received": sum[k].Received} {
+			out.count(descPPackets, float64(n.Packets), k.network, k.port, direction)
+			out.count(descPBytes, float64(n.Bytes), k.network, k.port, direction)
+		}
+	}
 }
 
 // vtep is one remote address: several outer headers may lead there.

@@ -46,6 +46,7 @@ type Snapshot struct {
 	vteps   map[uint32]maps.VTEP
 	fdbSize int
 	links   map[int]kernel.Link
+	traffic map[int]PortTraffic // by ifindex
 	kernel  []kernel.FDBEntry
 	ids     map[fdb.NetID]string
 }
@@ -148,6 +149,15 @@ type Port struct {
 	MACs   int    `json:"macs"`
 	Fast   bool   `json:"fast"`
 	Reason string `json:"reason,omitempty"` // why not
+	// Traffic is what the kernel counts at the port, traffic inside the host included; with Options.Traffic, and only
+	// where Role is "port".
+	Traffic *PortTraffic `json:"traffic,omitempty"`
+}
+
+// PortTraffic is as whoever sits behind the port would say: what it sent, and what it received.
+type PortTraffic struct {
+	Sent     maps.Count `json:"sent"`
+	Received maps.Count `json:"received"`
 }
 
 // Entry is a MAC address and where it lives.
@@ -179,6 +189,8 @@ type Options struct {
 	loader.Options
 	// Kernel reads the kernel's forwarding tables too: entries that only it has, and flood lists.
 	Kernel bool
+	// Traffic reads the kernel's counters of each bridge port.
+	Traffic bool
 	// Daemon is the daemon's pid where the caller knows it. The daemon itself must
 	// say so: asking who holds the lock would give up its own (fcntl(2)).
 	Daemon int
@@ -193,7 +205,7 @@ func Read(o Options) (*Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Snapshot{At: time.Now(), Mono: maps.Now(), State: st, Counts: map[string]maps.Counts{}, Guarded: map[string]maps.Counts{}, links: map[int]kernel.Link{},
+	s := &Snapshot{At: time.Now(), Mono: maps.Now(), State: st, Counts: map[string]maps.Counts{}, Guarded: map[string]maps.Counts{}, links: map[int]kernel.Link{}, traffic: map[int]PortTraffic{},
 		ids: map[fdb.NetID]string{}, Networks: []Network{}, VTEPs: []VTEP{}, Ports: []Port{}}
 	if s.Daemon = o.Daemon; s.Daemon == 0 {
 		if s.Daemon, err = loader.Holder(o.RunDir()); err != nil {
@@ -203,7 +215,7 @@ func Read(o Options) (*Snapshot, error) {
 	if err := s.readMaps(); err != nil {
 		return nil, err
 	}
-	if err := s.readKernel(o.Kernel); err != nil {
+	if err := s.readKernel(o); err != nil {
 		return nil, err
 	}
 	s.build()
@@ -275,7 +287,7 @@ func vtepState(v maps.VTEP) string {
 }
 
 // readKernel never fails for want of rights: what it shows is an addition.
-func (s *Snapshot) readKernel(tables bool) error {
+func (s *Snapshot) readKernel(o Options) error {
 	h, err := kernel.Open()
 	if err != nil {
 		return err
@@ -288,7 +300,25 @@ func (s *Snapshot) readKernel(tables bool) error {
 	for _, l := range links {
 		s.links[l.Index] = l
 	}
-	if tables {
+	if o.Traffic {
+		for _, n := range s.State.Networks {
+			for _, p := range n.Ports {
+				l, ok := s.links[p.Index]
+				if !ok {
+					continue
+				}
+				c, ok, err := h.PortCounters(l)
+				if err != nil {
+					return err
+				}
+				if !ok {
+					continue // it went just now
+				}
+				s.traffic[p.Index] = PortTraffic{Sent: maps.Count{Packets: c.FromPackets, Bytes: c.FromBytes}, Received: maps.Count{Packets: c.ToPackets, Bytes: c.ToBytes}}
+			}
+		}
+	}
+	if o.Kernel {
 		s.kernel, err = h.FDB()
 	}
 	return err
@@ -363,6 +393,9 @@ func (s *Snapshot) build() {
 				MACs: local[home{n.ID, uint32(p.Index)}]}
 			if l, ok := s.links[p.Index]; ok {
 				port.Kind, port.MTU = l.Kind, l.MTU
+			}
+			if t, ok := s.traffic[p.Index]; ok {
+				port.Traffic = &t
 			}
 			net.FDBLocal += port.MACs
 			s.Ports = append(s.Ports, port)

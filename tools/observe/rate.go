@@ -17,6 +17,7 @@ type Rates struct {
 	Over     time.Duration
 	Networks map[string]Flow
 	VTEPs    map[VTEPKey]Flow
+	Ports    map[int]PortTraffic // by ifindex; with Options.Traffic
 	// Reasons in packets, by network, hook and reason.
 	Reasons map[ReasonKey]maps.Count
 }
@@ -49,7 +50,7 @@ func (v *VTEP) Key() VTEPKey { return VTEPKey{v.Remote, v.UDPPort, v.Index} }
 // Since says what went on between an earlier look and this one. What was not
 // there then, or began to count anew, counts from 0.
 func (s *Snapshot) Since(old *Snapshot) *Rates {
-	r := &Rates{Over: s.Mono - old.Mono, Networks: map[string]Flow{}, VTEPs: map[VTEPKey]Flow{}, Reasons: map[ReasonKey]maps.Count{}}
+	r := &Rates{Over: s.Mono - old.Mono, Networks: map[string]Flow{}, VTEPs: map[VTEPKey]Flow{}, Ports: map[int]PortTraffic{}, Reasons: map[ReasonKey]maps.Count{}}
 	for _, n := range s.Networks {
 		f := Flow{n.Sent, n.Received}
 		if o := old.Network(n.Name); o != nil && o.ID == n.ID {
@@ -69,17 +70,34 @@ func (s *Snapshot) Since(old *Snapshot) *Rates {
 		}
 		r.VTEPs[v.Key()] = f
 	}
+	ports := map[int]*PortTraffic{}
+	for _, p := range old.Ports {
+		ports[p.Index] = p.Traffic
+	}
+	for _, p := range s.Ports {
+		if p.Traffic == nil {
+			continue
+		}
+		// What a port counted before anybody looked is no rate.
+		if o := ports[p.Index]; o != nil {
+			r.Ports[p.Index] = PortTraffic{since(p.Traffic.Sent, o.Sent), since(p.Traffic.Received, o.Received)}
+		}
+	}
 	for n, counts := range s.Counts {
 		for h, byReason := range counts {
 			for reason, c := range byReason {
 				o := old.Counts[n][h][reason]
-				if d := (maps.Count{Packets: less(c.Packets, o.Packets), Bytes: less(c.Bytes, o.Bytes)}); d.Packets > 0 {
+				if d := since(c, o); d.Packets > 0 {
 					r.Reasons[ReasonKey{n, h, reason}] = d
 				}
 			}
 		}
 	}
 	return r
+}
+
+func since(c, old maps.Count) maps.Count {
+	return maps.Count{Packets: less(c.Packets, old.Packets), Bytes: less(c.Bytes, old.Bytes)}
 }
 
 // Sample looks twice.

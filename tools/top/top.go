@@ -23,7 +23,7 @@ import (
 
 // Views and orders, as on the command line.
 var (
-	views  = []string{"networks", "vteps", "reasons"}
+	views  = []string{"networks", "vteps", "ports", "reasons"}
 	orders = []string{"packets", "bits", "fast", "name"}
 )
 
@@ -134,8 +134,8 @@ func (m *Model) key(k string) (tea.Model, tea.Cmd) {
 	switch k {
 	case "q", "ctrl+c", "esc":
 		return m, tea.Quit
-	case "n", "v", "r":
-		m.view = map[string]string{"n": "networks", "v": "vteps", "r": "reasons"}[k]
+	case "n", "v", "p", "r":
+		m.view = map[string]string{"n": "networks", "v": "vteps", "p": "ports", "r": "reasons"}[k]
 		m.from = 0
 	case "tab":
 		m.view = views[(slices.Index(views, m.view)+1)%len(views)]
@@ -249,6 +249,30 @@ func (m *Model) table() [][]string {
 				f = m.rates.VTEPs[v.Key()]
 			}
 			rows = append(rows, flowRow(m, v.Remote.String(), f, []string{v.Remote.String(), v.State, fmt.Sprint(v.MACs)}, nil))
+		}
+	case "ports":
+		// What BPF carried of it is not known by port: PATH says whether it may.
+		head = []string{"PORT", "NETWORK", "PATH", "MACS", "OUT/s", "bit/s", "IN/s", "bit/s"}
+		for i := range s.Ports {
+			p := &s.Ports[i]
+			if p.Role != "port" {
+				continue
+			}
+			var t observe.PortTraffic
+			if m.rates != nil {
+				t = m.rates.Ports[p.Index]
+			}
+			path := "slow"
+			if p.Fast {
+				path = "fast"
+			}
+			r := row{name: p.Name, packets: t.Sent.Packets + t.Received.Packets, bits: t.Sent.Bytes + t.Received.Bytes}
+			if p.Fast {
+				r.fast = 1
+			}
+			r.cells = []string{p.Name, p.Network, path, fmt.Sprint(p.MACs), m.si(t.Sent.Packets), observe.SI(8 * m.rates.PerSecond(t.Sent.Bytes)),
+				m.si(t.Received.Packets), observe.SI(8 * m.rates.PerSecond(t.Received.Bytes))}
+			rows = append(rows, r)
 		}
 	case "reasons":
 		head = []string{"NETWORK", "HOOK", "REASON", "pkt/s", "bit/s", "MEANING"}
@@ -369,6 +393,6 @@ func (m *Model) View() string {
 	if len(body) > most {
 		state += fmt.Sprintf(", %d-%d of %d", m.from+1, m.from+len(shown), len(body))
 	}
-	foot := fmt.Sprintf("n networks  v VTEPs  r reasons  s sort: %s  +- %s  space stop  q quit", m.order, state)
+	foot := fmt.Sprintf("n networks v VTEPs p ports r reasons  s sort: %s  +- %s  space stop  q quit", m.order, state)
 	return strings.Join(append(lines[:max(m.height-1, 1)], cut(foot, m.width)), "\n")
 }

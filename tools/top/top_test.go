@@ -33,6 +33,9 @@ func at(n, t int) *observe.Snapshot {
 			Sent: observe.Share{Fast: fast, Total: packets, FastBytes: 100 * fast, Bytes: 100 * packets}})
 		s.Counts[name] = maps.Counts{bpf.HookEncap: {bpf.Fast: {Packets: fast, Bytes: 100 * fast}, bpf.BUM: {Packets: packets - fast}},
 			bpf.HookDecap: {bpf.Aggregate: {Packets: packets}}}
+		s.Ports = append(s.Ports, observe.Port{Network: name, Name: "v" + name, Index: i + 1, Role: "port", Fast: i > 0, Traffic: &observe.PortTraffic{
+			Sent: maps.Count{Packets: uint64(1000 + 10*(i+1)*t), Bytes: 1}, Received: maps.Count{Packets: uint64(t), Bytes: uint64(100 * t)}}},
+			observe.Port{Network: name, Name: "br" + name, Index: 1000 + i, Role: "bridge"})
 		s.State.Networks = append(s.State.Networks, loader.NetworkState{Name: name, Mode: config.TC})
 	}
 	s.VTEPs = []observe.VTEP{{Remote: netip.MustParseAddr("2001:db8:ffff:ffff:ffff:ffff:ffff:ffff"), State: "resolving", MACs: 100000, Index: 1,
@@ -98,6 +101,11 @@ func TestOrder(t *testing.T) {
 	if got := strings.Join(column(m, 6), " "); got != "100.0% 100.0% 0.0%" {
 		t.Errorf("shares: %s", got)
 	}
+	// Ports have rates only between two looks: port i sends 10*(i+1) and receives 1 packet a second. The bridge is none.
+	m = model(t, 2, "ports", "packets")
+	if got := strings.Join(column(m, 0), " ") + " " + strings.Join(column(m, 4), " ") + " " + strings.Join(column(m, 7), " "); got != "vb va 20 10 800 800" {
+		t.Errorf("ports, packets out and bits in: %s", got)
+	}
 	// What the underlay hook leaves to the kernel is not shown twice.
 	if got := strings.Join(column(model(t, 2, "reasons", "name"), 2), " "); got != "bum fast" {
 		t.Errorf("reasons: %s", got)
@@ -124,7 +132,7 @@ func TestKeys(t *testing.T) {
 	if !strings.Contains(m.View(), "2001:db8") {
 		t.Error("v shows no VTEP")
 	}
-	press("tab", "s")
+	press("tab", "tab", "s")
 	if m.view != "reasons" || m.order != "bits" {
 		t.Errorf("view %s, order %s", m.view, m.order)
 	}
