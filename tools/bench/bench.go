@@ -186,7 +186,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 func notes() []string {
 	return []string{
 		"the underlay is a veth pair between network namespaces of one machine: absolute figures are veth figures, ratios are the message",
-		"kernel is `vxbpf load` with `datapath: kernel`: bridge and kernel vxlan device, outer UDP checksum 0, as vxbpf itself sends",
+		"kernel is `vxbpf load` with `datapath: kernel` and `allowed_sources: any`: bridge and kernel vxlan device alone, outer UDP checksum 0, as vxbpf itself sends",
 		"bare bridges the containers over the underlay without encapsulation; containers have the underlay's MTU less 50 there too, so the payload per packet is equal",
 		"sides one: the first host runs vxbpf, the other kernel vxlan",
 		"spread: how wide the interval is that holds the true median with 93 % certainty, by order statistics (5 rounds: least to greatest; 10: without the outermost two), in per cent of the median",

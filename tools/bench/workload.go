@@ -147,7 +147,7 @@ var workloads = []*workload{
 		run:     runInjection,
 	},
 	{
-		name: "many_flows", about: fmt.Sprintf("decap_64 with %d flows over %d MAC addresses and %d VNIs (bare: one network)", manyFlows, 2*manyMACs*bedNetworks, bedNetworks),
+		name: "many_flows", about: fmt.Sprintf("decap_64 with %d flows over %d MAC addresses and %d VNIs (bare: one network), none of them the container device's own, as behind a nested bridge", manyFlows, 2*manyMACs*bedNetworks, bedNetworks),
 		unit: nsPacket, cpuUnit: nsPacket, lower: true, profiles: vethOnly, lossLimit: 0.01,
 		prepare: func(ctx context.Context, b *bed) (*injection, error) { return b.prepareDecap(ctx, innerLen, true) },
 		run:     runInjection,
