@@ -25,6 +25,12 @@ static __always_inline __u32 xdp_len(struct xdp_md *xdp)
 	return vx_have_frags ? (__u32)bpf_xdp_get_buff_len(xdp) : xdp->data_end - xdp->data;
 }
 
+/* Does a packet of `len` bytes go on in further buffers? 6.1's verifier adds nothing without a bound to a pointer. */
+static __always_inline int in_several(const struct frame *f, __u32 len)
+{
+	return len > (__u32)(f->end - f->data);
+}
+
 /* Words of 4 bytes of the longest packet that is summed up. */
 #define SUM_WORDS 376
 
@@ -287,7 +293,7 @@ static __always_inline int xdp_decap(struct xdp_md *xdp, __u32 *net, __u32 *vtep
 		return -PORT_GONE;
 	if (len - OUTER_LEN(v6) - sizeof(struct ethhdr) > at.mtu)
 		return -MTU;
-	if (f.data + len > f.end && !(at.flags & ENTRY_RAW_SG))
+	if (in_several(&f, len) && !(at.flags & ENTRY_RAW_SG))
 		return -PORT_KIND;
 	if (n->mss && xdp_syn(&f, l4, l4_off)) {
 		err = -MSS;
@@ -409,7 +415,7 @@ static __always_inline int xdp_encap(struct xdp_md *xdp, const struct port *port
 		return err;
 	if (len - sizeof(struct ethhdr) > port->mtu)
 		return -MTU;
-	if (f.data + len > f.end && !(port->flags & PLACE_SG))
+	if (in_several(&f, len) && !(port->flags & PLACE_SG))
 		return -PORT_KIND;
 	if (port->mss && xdp_syn(&f, l4, l4_off)) {
 		err = -MSS;

@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
@@ -53,6 +54,8 @@ type datapath struct {
 	before bool
 	// frags: the XDP programs take frames in several buffers.
 	frags bool
+	// noXDP is why this kernel refuses the XDP programs, "" if it takes them.
+	noXDP string
 }
 
 // openDatapath loads the programs, with the pinned maps of an earlier run where
@@ -123,8 +126,7 @@ func openDatapath(dir string, want sizes, has Features) (*datapath, error) {
 			return nil, fmt.Errorf("make pin directory: %w", err)
 		}
 	}
-	err = spec.LoadAndAssign(&d.objs, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: d.pins}})
-	if err != nil {
+	if d.noXDP, err = loadPrograms(spec, &d.objs, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: d.pins}}); err != nil {
 		err = fmt.Errorf("load BPF programs: %w", err)
 		if !d.before {
 			// What was pinned on the way and never filled must not look like a data path.
@@ -134,6 +136,27 @@ func openDatapath(dir string, want sizes, has Features) (*datapath, error) {
 	}
 	d.maps = maps.New(d.objs.MapSet())
 	return d, nil
+}
+
+// loadPrograms loads them all, or all but the XDP programs: a verifier that
+// refuses those, as an older one may, must not cost the host its tc programs.
+// noXDP is then the reason, and programs that let all pass are in their place.
+func loadPrograms(spec *ebpf.CollectionSpec, objs *bpf.Objects, o *ebpf.CollectionOptions) (noXDP string, err error) {
+	err = spec.LoadAndAssign(objs, o)
+	var refused *ebpf.VerifierError
+	if !errors.As(err, &refused) {
+		return "", err
+	}
+	spec = spec.Copy()
+	for _, p := range spec.Programs {
+		if p.Type == ebpf.XDP {
+			p.Instructions = asm.Instructions{asm.Mov.Imm(asm.R0, xdpPass), asm.Return()}
+		}
+	}
+	if spec.LoadAndAssign(objs, o) != nil {
+		return "", err
+	}
+	return "this kernel refuses the XDP programs: " + oneLine(err), nil
 }
 
 // layout names what the maps look like, so that a program never meets a map of

@@ -27,7 +27,10 @@ import (
 // refuses a link where one is attached.
 type xdpLinks struct{ dir string }
 
-const xdpSuffix = "-xdp"
+const (
+	xdpSuffix = "-xdp"
+	xdpPass   = 2 // linux/bpf.h
+)
 
 func (x xdpLinks) path(program string, ifindex int) string {
 	return filepath.Join(x.dir, program+"-"+strconv.Itoa(ifindex)+xdpSuffix)
@@ -230,6 +233,9 @@ func (d *Daemon) planXDP() error {
 			return err
 		}
 		use, why := chooseXDP(f, w.force, frags)
+		if use && d.dp != nil && d.dp.noXDP != "" {
+			use, why = false, d.dp.noXDP
+		}
 		if use && f.Program != 0 && !d.ours(ebpf.ProgramID(f.Program)) {
 			use, why = false, fmt.Sprintf("%s carries another XDP program (%d)", f.name, f.Program)
 		}
@@ -270,6 +276,9 @@ func (d *Daemon) planXDP() error {
 			}
 			w := xdpWant{program: "vx_xdp_encap", link: l, force: n.cfg.Datapath == config.XDP}
 			use, why := chooseXDP(f, w.force, frags)
+			if use && d.dp != nil && d.dp.noXDP != "" {
+				use, why = false, d.dp.noXDP
+			}
 			if use && f.Program != 0 && !d.ours(ebpf.ProgramID(f.Program)) {
 				use, why = false, fmt.Sprintf("%s carries another XDP program (%d)", f.name, f.Program)
 			}

@@ -3,9 +3,13 @@
 package loader
 
 import (
+	"os"
 	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf/asm"
+
+	"github.com/vxbpf/vxbpf/bpf"
 	"github.com/vxbpf/vxbpf/loader/kernel"
 )
 
@@ -47,5 +51,43 @@ func TestChooseXDP(t *testing.T) {
 		if use, why := chooseXDP(tt.dev, true, !tt.noFrags); use != tt.force || use && !strings.HasPrefix(why, "datapath: xdp") {
 			t.Errorf("%s: force %v, %q; want %v", tt.name, use, why, tt.force)
 		}
+	}
+}
+
+// A verifier that refuses an XDP program costs the host XDP, not its tc programs.
+func TestXDPRefused(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("loading programs needs root")
+	}
+	refused := asm.Instructions{asm.Return()} // R0 was never set
+	for _, tc := range []struct {
+		program string
+		only    bool // the error is no reason to do without XDP
+	}{{program: "vx_xdp_decap"}, {program: "vx_xdp_guard"}, {program: "vx_tc_encap", only: true}} {
+		t.Run(tc.program, func(t *testing.T) {
+			spec, err := bpf.Load()
+			if err != nil {
+				t.Fatal(err)
+			}
+			spec.Programs[tc.program].Instructions = refused
+			var objs bpf.Objects
+			why, err := loadPrograms(spec, &objs, nil)
+			if tc.only {
+				if err == nil || why != "" || !strings.Contains(err.Error(), tc.program) {
+					t.Fatalf("error %v, no XDP because %q: want an error that names %s", err, why, tc.program)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer objs.Close()
+			if !strings.Contains(why, tc.program) || strings.Contains(why, "\n") {
+				t.Errorf("reason %q: want one line that names %s", why, tc.program)
+			}
+			if p := objs.ProgramSet(); p.VxTcDecap == nil || p.VxXdpDecap == nil {
+				t.Error("programs are missing")
+			}
+		})
 	}
 }
