@@ -177,7 +177,7 @@ func (w *world) ansible(dir string, args ...string) (out string, recap map[strin
 // that cuts one host off is rolled back there by itself, and the other host is not touched.
 func TestAnsible(t *testing.T) {
 	if !full() {
-		t.Skip("six runs of ansible-playbook: make test-install")
+		t.Skip("seven runs of ansible-playbook: make test-install")
 	}
 	if _, err := exec.LookPath("ansible-playbook"); err != nil {
 		t.Fatal("ansible-playbook is missing: make deps")
@@ -280,6 +280,15 @@ func TestAnsible(t *testing.T) {
 	}
 	if now := state(); now != before {
 		t.Errorf("the second run changed the hosts from\n%s\nto\n%s", before, now)
+	}
+
+	// A group in place of the list of hosts.
+	vars("vxbpf_multicast: true\n")
+	out, recap = w.ansible(dir, "--check", "--limit", "h1")
+	for _, n := range spec.Networks {
+		if !regexp.MustCompile(fmt.Sprintf(`(?m)^\+ +group: 239\.1\.1\.%d$`, n.VNI)).MatchString(out) {
+			t.Errorf("with vxbpf_multicast network %s has no group: %v\n%s", n.Name, recap, out)
+		}
 	}
 
 	// A change: check mode says what the run then does.
