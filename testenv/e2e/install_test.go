@@ -59,7 +59,7 @@ func TestPackage(t *testing.T) {
 	if !full() {
 		t.Skip("builds packages: make test-install")
 	}
-	oldDeb, _ := makePackage(t, "0.0.1")
+	oldDeb, oldRPM := makePackage(t, "0.0.1")
 	saved := readFile(t, oldDeb)
 	newDeb, rpm := makePackage(t, "0.0.2")
 	w := up(t, oneNetwork(testenv.HostSpec{Name: "h1"}, testenv.HostSpec{Name: "h2"}), false)
@@ -113,9 +113,16 @@ func TestPackage(t *testing.T) {
 	if _, err := exec.LookPath("rpm"); err != nil {
 		t.Fatal("rpm is missing: make deps")
 	}
+	m.copy(oldRPM, "/tmp/old.rpm")
 	m.copy(rpm, "/tmp/new.rpm")
-	m.run("rpm --initdb && rpm -i --nodeps --ignoreos /tmp/new.rpm && rpm -q vxbpf && vxbpf version | grep 0.0.2")
-	m.run("rpm -e --nodeps vxbpf && no test -e /usr/sbin/vxbpf")
+	m.run("rpm --initdb && rpm -i --nodeps --ignoreos /tmp/old.rpm && rpm -q vxbpf && vxbpf version | grep 0.0.1")
+	m.write("/etc/vxbpf/config.yaml", string(w.Host("h1").Config(w.Spec)))
+	m.load("")
+	w.check(w.AttachContainers(w.ctx, "h1"))
+	stream("upgrade by rpm", func() { m.run("rpm -U --nodeps --ignoreos /tmp/new.rpm && vxbpf version | grep 0.0.2") })
+	m.run("grep -q 'vni: 236' /etc/vxbpf/config.yaml")
+	stream("removal by rpm", func() { m.run("rpm -e --nodeps vxbpf") })
+	m.run("ip link show encap-mgmt >/dev/null; no test -e /usr/sbin/vxbpf; no sh -c 'find /sys/fs/bpf/vxbpf -type f | grep vx'; no sh -c 'tc filter show dev eth2 ingress | grep vx_'")
 }
 
 // TestPackageScripts: what a package does at its removal and at purge, with the binary under test in the package's place: traffic goes on
