@@ -202,6 +202,19 @@ func (w *world) warm() (from, to *testenv.Container) {
 	return from, to
 }
 
+// repinged waits until pings are on the fast path again, as warm does, without a capture of them being of interest.
+func (w *world) repinged(from testenv.NS, to *testenv.Container) {
+	w.t.Helper()
+	w.wait("the fast path again", func() bool {
+		n := w.network("h1", "mgmt")
+		if r, err := testenv.Ping(w.ctx, from, to.Addr.Addr(), testenv.PingOptions{Count: 3, Interval: time.Millisecond}); err != nil || !r.OK() {
+			return false
+		}
+		m := w.network("h1", "mgmt")
+		return m.Sent.Fast >= n.Sent.Fast+3 && m.Received.Fast >= n.Received.Fast+3
+	})
+}
+
 func TestCapture(t *testing.T) {
 	if _, err := exec.LookPath("tshark"); err != nil {
 		t.Fatal("tshark is missing: make deps installs it")
@@ -371,6 +384,77 @@ func TestCapture(t *testing.T) {
 			t.Errorf("capture: %v\n%s", err, msg)
 		}
 		w.ordinary("capture has ended", "h1")
+	})
+
+	// A running capture is no drift, and nothing that the daemon does breaks it: verify, a repair, another config, its
+	// own end and the next one's start. After each of them a ping shows as before.
+	t.Run("through repair, reload, restart", func(t *testing.T) {
+		w := w.in(t)
+		c := w.capture("h1", "--network", "mgmt", "icmp")
+		lines := func(what string) int {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return strings.Count(c.out.String(), what)
+		}
+		seen := func(when string) {
+			t.Helper()
+			w.wait("the capture's programs at each hook "+when, func() bool { n, all := w.copying("h1"); return n == all && n >= 5 })
+			const request, reply = "encap@v-mgmt-1 fast", "decap@eth2 fast"
+			a, b := lines(request), lines(reply)
+			w.ping(from.NS, to.Addr.Addr())
+			w.wait("the echoes "+when, func() bool { return lines(request) >= a+3 && lines(reply) >= b+3 })
+			if out, msg, code := w.vxbpf("h1", "verify"); code != 0 {
+				t.Errorf("verify %s: exit %d\n%s%s", when, code, out, msg)
+			}
+			if n, m := lines(request), lines(reply); n != a+3 || m != b+3 {
+				t.Errorf("%s 3 echoes were seen %d and %d times", when, n-a, m-b)
+			}
+		}
+		before, _ := w.status("h1")
+		seen("at first")
+		time.Sleep(1200 * time.Millisecond) // a round of the daemon
+		if s, _ := w.status("h1"); s.Repairs.Repaired != before.Repairs.Repaired || s.Repairs.Reported != before.Repairs.Reported {
+			t.Errorf("the daemon takes a capture for drift: %+v, before %+v", s.Repairs, before.Repairs)
+		}
+
+		w.sh(w.Host("h1").NS, "ip link set encap-mgmt nomaster")
+		w.wait("the repair of the port", func() bool { s, _ := w.status("h1"); return s.Repairs.Repaired > before.Repairs.Repaired })
+		w.repinged(from.NS, to)
+		seen("after a repair of links")
+
+		// Somebody takes a program off: the daemon attaches its own, and the capture takes its place.
+		h := w.Host("h1")
+		w.must(os.Remove(filepath.Join("/sys/fs/bpf/vxbpf", h.Instance(), "links", fmt.Sprintf("vx_tc_encap-%d-ingress", w.link("h1", "v-mgmt-1").Index))))
+		w.wait("the hook", func() bool { n, all := w.copying("h1"); return n == all && n >= 5 })
+		w.repinged(from.NS, to)
+		seen("after a repair of hooks")
+
+		file := filepath.Join(t.TempDir(), "other.yaml")
+		config := bytes.Replace(h.Config(w.Spec), []byte("ttl: 5"), []byte("ttl: 9"), 1)
+		if err := os.WriteFile(file, config, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if l := w.reload("h1", file); !l.Changes {
+			t.Error("the reload changed nothing")
+		}
+		w.repinged(from.NS, to)
+		seen("after a reload")
+
+		if err := w.daemons["h1"].Stop(); err != nil {
+			t.Fatal(err)
+		}
+		w.ping(from.NS, to.Addr.Addr())
+		w.start("h1")
+		w.repinged(from.NS, to)
+		seen("after a restart")
+
+		if _, msg, err := c.stop(os.Interrupt); err != nil || !strings.Contains(msg, "0 lost") {
+			t.Errorf("capture: %v\n%s", err, msg)
+		}
+		w.ordinary("capture has ended", "h1")
+		if out, msg, code := w.vxbpf("h1", "verify"); code != 0 {
+			t.Errorf("verify after it all: exit %d\n%s%s", code, out, msg)
+		}
 	})
 
 	// However it ends, ordinary programs come back, and no packet is lost on the way there or back.

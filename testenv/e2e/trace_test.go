@@ -13,6 +13,7 @@ import (
 
 	"github.com/vxbpf/vxbpf/maps/fdb"
 	"github.com/vxbpf/vxbpf/testenv"
+	"github.com/vxbpf/vxbpf/testenv/need"
 )
 
 // `vxbpf trace` in prepared situations, each against what the programs do with a real frame:
@@ -56,6 +57,73 @@ func (w *world) explain(host string, args ...string) (a traced) {
 		w.t.Fatalf("trace %s: exit %d: %s%s", strings.Join(args, " "), code, out, msg)
 	}
 	return a
+}
+
+func (w *world) must(err error) {
+	w.t.Helper()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// On kernels whose bridges filter VLANs; `make test-kernels` has them.
+func TestTraceVLANFiltering(t *testing.T) {
+	need.Kernel(t, need.VLANFiltering)
+	w := up(t, oneNetwork(testenv.HostSpec{Name: "h1"}, testenv.HostSpec{Name: "h2"}), true, "--repair=false")
+	a, b := w.warm()
+	ask := []string{"--from", a.MAC.String(), "--to", b.MAC.String()}
+	sock, err := testenv.PacketSocket(a.NS, "eth0")
+	w.must(err)
+	defer sock.Close()
+	w.sh(w.Host("h1").NS, "ip link set br-mgmt type bridge vlan_filtering 1")
+	var got traced
+	w.wait("the bridge that filters to be told", func() bool { got = w.explain("h1", ask...); return got.Reason != "fast" })
+	if got.Reason != "not_ready" || got.Fate != "kernel" || !strings.Contains(got.Why, "bridge br-mgmt filters VLANs") ||
+		len(got.Fixes) != 1 || !strings.HasPrefix(got.Fixes[0], "ip link set br-mgmt type bridge vlan_filtering 0") {
+		t.Errorf("%+v", got)
+	}
+	before := w.network("h1", "mgmt").Reasons["encap"]["not_ready"].Packets
+	w.must(sock.Send(ether(b.MAC, a.MAC, 0x0800, 98)))
+	w.wait("the program's verdict not_ready", func() bool { return w.network("h1", "mgmt").Reasons["encap"]["not_ready"].Packets > before })
+	// The fix that it names is one.
+	w.sh(w.Host("h1").NS, "ip link set br-mgmt type bridge vlan_filtering 0")
+	w.warm()
+	if got := w.explain("h1", ask...); got.Fate != "fast" {
+		t.Errorf("after the fix: %+v", got)
+	}
+}
+
+// An entry that outlived the ageing time: with a daemon it is gone by then, so this is one that died.
+func TestTraceAged(t *testing.T) {
+	spec := oneNetwork(testenv.HostSpec{Name: "h1"}, testenv.HostSpec{Name: "h2"})
+	spec.Networks[0].Config = testenv.Keys("ageing: 3s")
+	w := up(t, spec, true)
+	a, b := w.warm()
+	sock, err := testenv.PacketSocket(a.NS, "eth0")
+	w.must(err)
+	defer sock.Close()
+	s, _ := w.status("h1")
+	w.must(unix.Kill(s.Daemon, unix.SIGKILL))
+	w.wait("the end of the daemon", func() bool { s, _ := w.status("h1"); return s.Daemon == 0 })
+	// The kernel has to see the source now and then, else it is the source that is due. It floods this, and nobody answers.
+	fresh := func() { w.must(sock.Send(ether(fdb.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, a.MAC, 0x88b5, 60))) }
+	var got traced
+	w.waitFor(patience(15*time.Second), "the destination to age", func() bool {
+		fresh()
+		got = w.explain("h1", "--from", a.MAC.String(), "--to", b.MAC.String())
+		return got.Reason == "dst_aged"
+	})
+	if got.Fate != "kernel" || !strings.Contains(got.Why, "ageing time") || len(got.Fixes) == 0 {
+		t.Errorf("%+v", got)
+	}
+	aged := func() uint64 { return w.network("h1", "mgmt").Reasons["encap"]["dst_aged"].Packets }
+	before := aged()
+	w.wait("the program's verdict dst_aged", func() bool {
+		fresh()
+		time.Sleep(20 * time.Millisecond)
+		w.must(sock.Send(ether(b.MAC, a.MAC, 0x0800, 98)))
+		return aged() > before
+	})
 }
 
 func TestTrace(t *testing.T) {
