@@ -18,6 +18,7 @@ type Attachment struct {
 	Program   string
 	Index     int    // ifindex
 	Direction string // ingress, egress
+	XDP       bool   // in the driver of the device, before tc
 	ID        uint32 // of the program
 	Tag       string // over its instructions
 	// Runs and RunTime count only while kernel.bpf_stats_enabled is 1, which costs some 20 ns per run.
@@ -29,9 +30,35 @@ type Attachment struct {
 
 // Attachments lists the programs of an instance. It needs no daemon.
 func Attachments(opt Options, st *State) ([]Attachment, error) {
-	switch st.Attach {
-	case "":
+	if st.Attach == "" {
 		return nil, nil
+	}
+	out, err := tcAttachments(opt, st)
+	if err != nil {
+		return nil, err
+	}
+	x := xdpLinks{filepath.Join(opt.pinDir(), "links")}
+	hooks, err := x.list()
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range hooks {
+		a := attachment(h)
+		a.XDP = true
+		id, err := x.at(h)
+		if err != nil {
+			return nil, err
+		}
+		if a.ID, a.Attached = uint32(id), id != 0; a.Attached {
+			a.describe()
+		}
+		out = append(out, a)
+	}
+	return out, nil
+}
+
+func tcAttachments(opt Options, st *State) ([]Attachment, error) {
+	switch st.Attach {
 	case "tcx":
 		t := &tcx{dir: filepath.Join(opt.pinDir(), "links")}
 		hooks, err := t.present()

@@ -73,6 +73,7 @@ type Capture struct {
 	coll  *ebpf.Collection
 	ids   map[ebpf.ProgramID]bool
 	at    attacher
+	xdp   xdpLinks
 	r     *ringbuf.Reader
 	// rodata are the constants that the programs in place were loaded with.
 	rodata  map[string][]byte
@@ -214,6 +215,7 @@ func (c *Capture) open() (err error) {
 		c.lock = nil
 		return err
 	}
+	c.xdp = xdpLinks{filepath.Join(c.opt.pinDir(), "links")}
 	if c.at, err = c.attacher(); err != nil {
 		return err
 	}
@@ -341,6 +343,14 @@ func (c *Capture) load(spec *ebpf.CollectionSpec) (_ *ebpf.Collection, err error
 			v.Value = b
 		}
 	}
+	// Programs that share a device map have this flag, or none of them has: EINVAL else.
+	if b := c.rodata["vx_have_frags"]; len(b) == 1 && b[0] == 1 {
+		for _, p := range spec.Programs {
+			if p.Type == ebpf.XDP {
+				p.Flags |= bpf.XDPHasFrags
+			}
+		}
+	}
 	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: have})
 	if err != nil {
 		return nil, fmt.Errorf("load BPF programs: %w", err)
@@ -422,7 +432,7 @@ func (c *Capture) tend() error {
 var ErrReplaced = errors.New("the data path was unloaded or replaced")
 
 func (c *Capture) swap(to *ebpf.Collection) error {
-	hooks, err := c.at.present()
+	hooks, err := c.places()
 	if err != nil {
 		return err
 	}
@@ -432,7 +442,7 @@ func (c *Capture) swap(to *ebpf.Collection) error {
 		if p == nil {
 			return fmt.Errorf("replace %s at interface %d: no such program in this build", h.program, h.ifindex)
 		}
-		if err := c.at.replace(h, p); err != nil {
+		if err := h.replace(h.hook, p); err != nil {
 			if _, nerr := net.InterfaceByIndex(h.ifindex); nerr != nil {
 				continue // the device went while we looked
 			}
@@ -441,6 +451,32 @@ func (c *Capture) swap(to *ebpf.Collection) error {
 		c.hooks++
 	}
 	return nil
+}
+
+// place is a hook with the way that its program is changed and asked for: XDP's, or that of all others.
+type place struct {
+	hook
+	replace func(hook, *ebpf.Program) error
+	at      func(hook) (ebpf.ProgramID, error)
+}
+
+// places are all hooks that carry a program of the instance.
+func (c *Capture) places() (out []place, err error) {
+	tc, err := c.at.present()
+	if err != nil {
+		return nil, err
+	}
+	xdp, err := c.xdp.list()
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range tc {
+		out = append(out, place{h, c.at.replace, c.at.at})
+	}
+	for _, h := range xdp {
+		out = append(out, place{h, c.xdp.replace, c.xdp.at})
+	}
+	return out, nil
 }
 
 // Hooks is how many hooks are looked at.
@@ -604,12 +640,12 @@ func (c *Capture) restore() error {
 
 // left counts the hooks that carry a program of ours.
 func (c *Capture) left() (n int, err error) {
-	hooks, err := c.at.present()
+	hooks, err := c.places()
 	if err != nil {
 		return 0, err
 	}
 	for _, h := range hooks {
-		id, err := c.at.at(h)
+		id, err := h.at(h.hook)
 		if err != nil {
 			return 0, err
 		}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -198,18 +199,25 @@ func (d *Daemon) verifyHooks(w *wanted, add differ) error {
 	if err != nil {
 		return err
 	}
+	hooks := maps.Clone(w.hooks)
+	// Where XDP can run is found out when it is attached: the daemon's word counts.
+	for _, x := range d.state.XDP {
+		if dev, ok := d.view.linkByName(x.Device); ok && x.Program != "" {
+			hooks[hook{program: x.Program, ifindex: dev.Index}] = x.Device
+		}
+	}
 	seen := map[hook]bool{}
 	for _, a := range have {
 		h := hook{a.Program, a.Index, a.Direction == "egress"}
 		seen[h] = true
 		object := fmt.Sprintf("%s at %s of %s", h.program, h.direction(), d.devName(h.ifindex))
-		if _, ok := w.hooks[h]; !ok {
+		if _, ok := hooks[h]; !ok {
 			add("hook", object, "attached", "no program there")
 		} else if !a.Attached {
 			add("hook", object, "detached", "attached")
 		}
 	}
-	for h, dev := range w.hooks {
+	for h, dev := range hooks {
 		if !seen[h] {
 			add("hook", fmt.Sprintf("%s at %s of %s", h.program, h.direction(), dev), "missing", "attached")
 		}

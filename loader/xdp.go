@@ -37,8 +37,8 @@ func (x xdpLinks) path(program string, ifindex int) string {
 }
 
 // attach puts a program at a device's driver. One of ours that is there is
-// replaced in place, be it another version or another program.
-func (x xdpLinks) attach(program string, dev kernel.Link, prog *ebpf.Program) error {
+// replaced in place, be it another version or another program; the same one with copies of packets for a capture stays.
+func (x xdpLinks) attach(program string, dev kernel.Link, prog *ebpf.Program, captured map[ebpf.ProgramID]bool) error {
 	fail := func(err error) error { return fmt.Errorf("attach %s to %s (native XDP): %w", program, dev.Name, err) }
 	have, err := x.list()
 	if err != nil {
@@ -65,7 +65,7 @@ func (x xdpLinks) attach(program string, dev kernel.Link, prog *ebpf.Program) er
 			}
 			continue
 		}
-		if id, ok := programID(prog); !ok || id != info.Program {
+		if id, ok := programID(prog); (!ok || id != info.Program) && (name != program || !captured[info.Program]) {
 			err = old.Update(prog)
 		}
 		if err == nil && name != program {
@@ -86,6 +86,43 @@ func (x xdpLinks) attach(program string, dev kernel.Link, prog *ebpf.Program) er
 	defer l.Close()
 	if err := l.Pin(x.path(program, dev.Index)); err != nil {
 		return fail(fmt.Errorf("pin the link: %w", err))
+	}
+	return nil
+}
+
+// replace puts the program in the place of the one of ours at the hook. Where there is none (any more) it does nothing.
+func (x xdpLinks) replace(h hook, prog *ebpf.Program) error {
+	return x.with(h, func(l link.Link, info *link.Info) error {
+		if id, ok := programID(prog); ok && id == info.Program {
+			return nil
+		}
+		return l.Update(prog)
+	})
+}
+
+// at is the program of ours at a hook, 0 if there is none.
+func (x xdpLinks) at(h hook) (id ebpf.ProgramID, err error) {
+	err = x.with(h, func(_ link.Link, info *link.Info) error { id = info.Program; return nil })
+	return id, err
+}
+
+// with calls do with a link that still leads to its device.
+func (x xdpLinks) with(h hook, do func(link.Link, *link.Info) error) error {
+	l, err := link.LoadPinnedLink(x.path(h.program, h.ifindex), nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open pinned link %s: %w", x.path(h.program, h.ifindex), err)
+	}
+	info, err := l.Info()
+	if err == nil {
+		if at := info.XDP(); at != nil && int(at.Ifindex) == h.ifindex {
+			err = do(l, info)
+		}
+	}
+	if err = errors.Join(err, l.Close()); err != nil {
+		return fmt.Errorf("pinned link %s: %w", x.path(h.program, h.ifindex), err)
 	}
 	return nil
 }
@@ -345,11 +382,13 @@ func (d *Daemon) syncXDP() error {
 		return err
 	}
 	progs := d.dp.objs.ProgramSet()
+	// Asked now, not at the beginning of the sync: a capture may have begun since.
+	captured, _ := capturing(d.opt.runDir(), d.dp.pins)
 	byName := map[string]*ebpf.Program{"vx_xdp_decap": progs.VxXdpDecap, "vx_xdp_guard": progs.VxXdpGuard, "vx_xdp_encap": progs.VxXdpEncap}
 	for _, i := range slices.Sorted(maps.Keys(d.xdpWant)) {
 		w := d.xdpWant[i]
 		if w.program != "" {
-			if err := x.attach(w.program, w.link, byName[w.program]); err != nil {
+			if err := x.attach(w.program, w.link, byName[w.program], captured); err != nil {
 				w.program, w.why = "", oneLine(err)
 			}
 		}

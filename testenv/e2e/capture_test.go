@@ -527,6 +527,70 @@ func TestCapture(t *testing.T) {
 	})
 }
 
+// XDP programs look at packets before all others: capture shows them there too, show attachments lists them, and trace
+// says that it does not walk through them.
+func TestCaptureXDP(t *testing.T) {
+	t.Parallel()
+	w := up(t, xdpSpec(), true)
+	from, to := w.warm()
+	attached := func() (a attachRow) {
+		for _, row := range w.showJSON("h1", "attachments").Attachments {
+			if row.Program == "vx_xdp_decap" {
+				a = row
+			}
+		}
+		return a
+	}
+	ordinary := attached()
+	if ordinary.Device != "eth2" || ordinary.Mode != "xdp" || ordinary.State != "attached" || !slices.Equal(ordinary.Networks, []string{"mgmt"}) || ordinary.ID == 0 {
+		t.Errorf("show attachments: %+v", ordinary)
+	}
+	c := w.capture("h1", "--network", "mgmt")
+	if a := attached(); a.ID == ordinary.ID || a.State != "attached" {
+		t.Errorf("while a capture runs: %+v, before %+v", a, ordinary)
+	}
+	time.Sleep(1500 * time.Millisecond) // rounds of the daemon
+	w.ping(from.NS, to.Addr.Addr())
+	w.inject("x", 236, ether(from.MAC, to.MAC, 0x88b5, 60))
+	var out string
+	count := func(what string) int { return strings.Count(out, what) }
+	w.wait("the echoes and the forged packet", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		out = c.out.String()
+		return count("xdp_decap@eth2 drop") > 0 && count("encap@v-mgmt-1 fast") >= 3
+	})
+	if _, msg, err := c.stop(os.Interrupt); err != nil || !strings.Contains(msg, "0 lost") {
+		t.Errorf("capture: %v\n%s", err, msg)
+	}
+	out = c.out.String()
+	// A veth without GRO behind it takes no raw frames: XDP lets the reply up, and tc carries it.
+	echoes := map[string]int{}
+	for line := range strings.Lines(out) {
+		if strings.Contains(line, "icmp echo reply") {
+			f := strings.Fields(line)
+			echoes[strings.Join(f[2:4], " ")]++
+		}
+	}
+	if echoes["xdp_decap@eth2 kernel(port_kind)"] != 3 || echoes["decap@eth2 fast"] != 3 || len(echoes) != 2 {
+		t.Errorf("3 replies were seen %v\n%s", echoes, out)
+	}
+	if n := count("xdp_decap@eth2 drop"); n != 1 || count("drop_stranger") != 1 {
+		t.Errorf("the forged packet was seen %d times\n%s", n, out)
+	}
+	w.ordinary("capture has ended", "h1")
+	if a := attached(); a.ID != ordinary.ID {
+		t.Errorf("after the capture: %+v, before %+v", a, ordinary)
+	}
+	text, msg, code := w.vxbpf("h1", "trace", "--explain", "--from", to.MAC.String(), "--to", from.MAC.String())
+	if code != 0 || !strings.Contains(text, "vx_xdp_decap looks at each packet of eth2 before this") {
+		t.Errorf("trace: exit %d\n%s%s", code, text, msg)
+	}
+	if out, msg, code := w.vxbpf("h1", "verify"); code != 0 {
+		t.Errorf("verify: exit %d\n%s%s", code, out, msg)
+	}
+}
+
 // The same by clsact, and on a host whose network BPF does not carry.
 func TestCaptureClsact(t *testing.T) {
 	w := up(t, oneNetwork(testenv.HostSpec{Name: "h1"}, testenv.HostSpec{Name: "h2", Datapath: testenv.Kernel}), false)

@@ -83,8 +83,9 @@ type vtepRow struct {
 type packets struct{ Packets, Bytes uint64 }
 
 type attachRow struct {
-	Device, Direction, Program, State string
-	ID                                uint32
+	Device, Direction, Program, State, Mode string
+	ID                                      uint32
+	Networks                                []string
 }
 
 func (w *world) showJSON(host string, args ...string) (out showDoc) {

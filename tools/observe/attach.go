@@ -5,6 +5,7 @@ package observe
 import (
 	"cmp"
 	"slices"
+	"strings"
 
 	"github.com/vxbpf/vxbpf/loader"
 )
@@ -25,6 +26,13 @@ type Attachment struct {
 	// State is "attached"; "missing": the device is there and the program is
 	// not; "stale": the device that it was attached to is gone.
 	State string `json:"state"`
+}
+
+func (s *Snapshot) mode(xdp bool) string {
+	if xdp {
+		return "xdp"
+	}
+	return s.State.Attach
 }
 
 // Attachments lists where programs are, and where they are missed.
@@ -77,10 +85,21 @@ func (s *Snapshot) Attachments(o Options) ([]Attachment, error) {
 			want(n.Name, "vx_tc_decap", "ingress", l.Index)
 		}
 	}
+	for _, x := range s.State.XDP {
+		l, ok := s.link(x.Device)
+		if !ok || x.Program == "" {
+			continue
+		}
+		for _, n := range s.State.Networks {
+			if n.ID != 0 && (n.Device == x.Device || slices.ContainsFunc(n.Ports, func(p loader.PortState) bool { return p.Name == x.Device })) {
+				want(n.Name, x.Program, "ingress", l.Index)
+			}
+		}
+	}
 	for _, a := range have {
 		p := place{a.Program, a.Direction, a.Index}
 		row := Attachment{Device: s.name(a.Index), Index: a.Index, Direction: a.Direction, Program: a.Program, ID: a.ID, Tag: a.Tag,
-			Mode: s.State.Attach, Runs: a.Runs, RunTime: a.RunTime.Seconds(), State: "attached", Networks: wanted[p]}
+			Mode: s.mode(a.XDP), Runs: a.Runs, RunTime: a.RunTime.Seconds(), State: "attached", Networks: wanted[p]}
 		if _, there := s.links[a.Index]; !there || !a.Attached {
 			row.State = "stale"
 		} else {
@@ -93,7 +112,7 @@ func (s *Snapshot) Attachments(o Options) ([]Attachment, error) {
 	}
 	for p, networks := range wanted {
 		out = append(out, Attachment{Device: s.name(p.index), Index: p.index, Direction: p.direction, Program: p.program,
-			Mode: s.State.Attach, State: "missing", Networks: networks})
+			Mode: s.mode(strings.HasPrefix(p.program, "vx_xdp_")), State: "missing", Networks: networks})
 	}
 	slices.SortFunc(out, func(a, b Attachment) int {
 		return cmp.Or(cmp.Compare(a.Device, b.Device), cmp.Compare(a.Direction, b.Direction), cmp.Compare(a.Program, b.Program))

@@ -214,6 +214,9 @@ func (a *Answer) Text(w io.Writer) error {
 	for _, f := range a.Fixes {
 		fmt.Fprintf(&b, "  fix: %s\n", f)
 	}
+	for _, n := range a.Notes {
+		fmt.Fprintf(&b, "  note: %s\n", n)
+	}
 	_, err := io.WriteString(w, b.String())
 	return err
 }

@@ -59,6 +59,8 @@ type Answer struct {
 	Reason  string   `json:"reason"` // of the hook that decided
 	Why     string   `json:"why"`
 	Fixes   []string `json:"fixes"`
+	// Notes are what a walk through the tc programs cannot tell.
+	Notes []string `json:"notes,omitempty"`
 
 	host   *host
 	net    *loader.NetworkState
@@ -437,6 +439,14 @@ func (a *Answer) conclude(to location) {
 		a.Reason = "not_ready"
 	}
 	a.Why, a.Fixes = a.advise(w, to)
+	for _, x := range a.host.state.XDP {
+		for _, w := range a.Walks {
+			if w.Device == x.Device && x.Program != "" {
+				a.Notes = append(a.Notes, fmt.Sprintf("%s looks at each packet of %s before this and is not walked here: what is for ports that take raw frames it "+
+					"may carry itself, the rest comes as told; a live trace and `vxbpf capture` show it", x.Program, x.Device))
+			}
+		}
+	}
 }
 
 // askNeighbour sends one request from the bridge and waits for who answers: ARP
