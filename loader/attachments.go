@@ -11,6 +11,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 // Attachment is one program of an instance at a hook, as the kernel has it.
@@ -71,9 +72,10 @@ func tcAttachments(opt Options, st *State) ([]Attachment, error) {
 			if errors.Is(err, os.ErrNotExist) {
 				continue // taken off while we looked
 			}
-			if err != nil {
+			if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
 				return nil, err
 			}
+			// Any other error: something else has the name of the pin, and a is attached to nothing.
 			out = append(out, a)
 		}
 		return out, nil

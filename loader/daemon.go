@@ -143,6 +143,7 @@ type Daemon struct {
 type mirror struct {
 	dp    *datapath
 	at    attacher
+	known programIDs // of dp
 	vteps *vteps
 
 	fdb       map[fdb.Key]placed
@@ -168,7 +169,7 @@ type mirror struct {
 }
 
 func newMirror() *mirror {
-	return &mirror{hooks: map[hook]bool{}, fdb: map[fdb.Key]placed{}, pending: map[fdb.Key]bool{},
+	return &mirror{known: programIDs{}, hooks: map[hook]bool{}, fdb: map[fdb.Key]placed{}, pending: map[fdb.Key]bool{},
 		ports: map[uint32]vxmaps.Port{}, networks: map[vxmaps.NetworkKey]vxmaps.Network{}}
 }
 
@@ -190,9 +191,14 @@ func (m *mirror) close() error {
 const (
 	// The lease outlives several missed renewals, so that a busy host does not
 	// lose its cached headers, and ends soon after the daemon has.
-	leaseTime   = 5 * time.Second
-	leaseRenew  = time.Second
+	leaseTime  = 5 * time.Second
+	leaseRenew = time.Second
+	// checkEvery and resyncEvery are how often the daemon looks by itself: at what
+	// sends no events, and at everything. Where that costs more than a share of a
+	// core it looks less often.
+	checkEvery  = 30 * time.Second
 	resyncEvery = 30 * time.Second
+	restShare   = 2000
 	// settle is how long a frame may be under way between a program that finds
 	// no entry for its source and the kernel that learns from it.
 	settle = 10 * time.Millisecond

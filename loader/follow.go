@@ -9,6 +9,8 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vxbpf/vxbpf/loader/kernel"
 	"github.com/vxbpf/vxbpf/loader/netfilter"
 	vxmaps "github.com/vxbpf/vxbpf/maps"
@@ -22,7 +24,8 @@ func (d *Daemon) renew() error { return d.dp.maps.Control.SetLease(vxmaps.Now() 
 func (d *Daemon) follow(ctx context.Context, events <-chan []kernel.Event, rules <-chan struct{}) error {
 	tick := time.NewTicker(leaseRenew)
 	defer tick.Stop()
-	full := time.NewTicker(resyncEvery)
+	check, full := time.NewTimer(checkEvery), time.NewTimer(resyncEvery)
+	defer check.Stop()
 	defer full.Stop()
 	soon := make(<-chan time.Time) // a dump that was asked for, after a pause
 	ripe := make(<-chan time.Time) // pending entries, when they can be confirmed
@@ -112,14 +115,25 @@ func (d *Daemon) follow(ctx context.Context, events <-chan []kernel.Event, rules
 			if err := d.vouch(); err != nil {
 				return err
 			}
+		case <-check.C:
+			began := processTime()
+			if err := d.check(); err != nil {
+				return err
+			}
+			check.Reset(rest(checkEvery, processTime()-began))
 		case <-full.C:
-			// Path MTUs are learnt without an event, and entries that a program
-			// removed may be right after all.
-			again = true
-			suspect(glance)
+			// Events tell of everything that this finds, but for what went wrong.
+			began := processTime()
+			if d.dp != nil {
+				if err := d.resync(); err != nil {
+					return err
+				}
+			}
+			suspect(d.repair(ctx))
 			if d.unsettled {
 				d.tell("put the last good config back", d.goBack(ctx, d.cfg, d.mirror))
 			}
+			full.Reset(rest(resyncEvery, processTime()-began))
 		case <-ripe:
 			waiting = false
 			if err := d.confirm(); err != nil {
@@ -147,6 +161,40 @@ func (d *Daemon) follow(ctx context.Context, events <-chan []kernel.Event, rules
 			d.tell("write state", d.state.write(d.opt.runDir()))
 		}
 	}
+}
+
+// rest is how long to wait before the next look, when one costs that much CPU time.
+func rest(least, cost time.Duration) time.Duration { return max(least, restShare*cost) }
+
+// processTime is the CPU time of this process so far.
+func processTime() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &ts); err != nil {
+		return 0 // not on Linux
+	}
+	return time.Duration(ts.Nano())
+}
+
+// check looks at what the kernel changes without an event: learnt path MTUs,
+// sysctls, legacy packet filter rules, programs that others attach by tcx.
+func (d *Daemon) check() (err error) {
+	if d.dp == nil {
+		return nil
+	}
+	d.readRules(d.view)
+	sys, err := readSysctls(d.h)
+	if err != nil {
+		return err
+	}
+	changed := sys != d.sys
+	d.sys = sys
+	if err := d.vteps.updateAll(d.view); err != nil {
+		return err
+	}
+	if changed { // outer headers are made from them
+		return d.sync()
+	}
+	return d.syncHooks()
 }
 
 // followCapture puts our programs back where a capture has ended, or was killed.

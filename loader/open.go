@@ -45,7 +45,7 @@ func (d *Daemon) open(cfg *config.Config) (_ *mirror, why string, err error) {
 		m.dp, err = openDatapath(d.opt.pinDir(), sizesFor(len(cfg.Networks)), d.features)
 	}
 	if err == nil {
-		m.at, err = d.newAttacher()
+		m.at, err = d.newAttacher(m.known)
 	}
 	if err == nil {
 		return m, "", nil
@@ -77,7 +77,7 @@ func oneLine(err error) string {
 	return s
 }
 
-func (d *Daemon) newAttacher() (attacher, error) {
+func (d *Daemon) newAttacher(known programIDs) (attacher, error) {
 	links := filepath.Join(d.opt.pinDir(), "links")
 	byClsact := func() (attacher, error) {
 		c, err := d.newClsact()
@@ -91,7 +91,7 @@ func (d *Daemon) newAttacher() (attacher, error) {
 	}
 	switch f := d.features.get(featureTCX); {
 	case f.Have:
-		return &tcx{dir: links}, nil
+		return &tcx{dir: links, known: known}, nil
 	case f.Unknown:
 		return nil, fmt.Errorf("try tcx: %s", f.Error)
 	case d.opt.Attach == "tcx":

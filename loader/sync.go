@@ -35,8 +35,9 @@ type wanted struct {
 	fdb      fdb.Table
 }
 
-// want reckons that from the view and from what stands at our devices.
-func (d *Daemon) want() (*wanted, error) {
+// want reckons that from the view and from what stands at our devices, with the
+// FDB or, where nobody needs it, without.
+func (d *Daemon) want(withFDB bool) (*wanted, error) {
 	now := vxmaps.Now()
 	wantPorts := map[uint32]vxmaps.Port{}
 	wantNets := map[vxmaps.NetworkKey]vxmaps.Network{}
@@ -108,7 +109,9 @@ func (d *Daemon) want() (*wanted, error) {
 			wantHooks[hook{"vx_tc_decap", dev.Index, false}] = dev.Name
 			delete(wantHooks, hook{"vx_tc_guard", dev.Index, false}) // the other looks at all networks
 		}
-		maps.Copy(wantFDB, d.view.table(n, now))
+		if withFDB {
+			maps.Copy(wantFDB, d.view.table(n, now))
+		}
 	}
 	return &wanted{wantPorts, wantNets, wantHooks, wantFDB}, nil
 }
@@ -117,14 +120,34 @@ func (d *Daemon) want() (*wanted, error) {
 // maps before a program can look for it, and what goes is taken off before its
 // entries are.
 func (d *Daemon) sync() error {
-	w, err := d.want()
+	w, err := d.want(true)
 	if err != nil {
 		return err
 	}
+	return d.bring(w)
+}
+
+// syncHooks is sync where the FDB cannot have changed: it finds out whether
+// something else has of which no event tells, and is a whole sync then.
+func (d *Daemon) syncHooks() error {
+	tc, raw, named := d.view.tc, d.view.raw, d.view.namesChanged
+	w, err := d.want(false)
+	if err != nil {
+		return err
+	}
+	if named || !maps.Equal(tc, d.view.tc) || !maps.Equal(raw, d.view.raw) || !maps.Equal(w.ports, d.ports) || !maps.Equal(w.networks, d.networks) {
+		return d.sync()
+	}
+	w.fdb = nil
+	return d.bring(w)
+}
+
+// bring brings maps and hooks in line with w; the FDB as well, unless it is nil.
+func (d *Daemon) bring(w *wanted) error {
 	wantPorts, wantNets, wantHooks, wantFDB := w.ports, w.networks, w.hooks, w.fdb
 	// Entries that must not be used any more go first.
 	for k := range d.fdb {
-		if _, ok := wantFDB[k]; !ok {
+		if _, ok := wantFDB[k]; !ok && wantFDB != nil {
 			if err := d.delEntry(k); err != nil {
 				return err
 			}
@@ -277,7 +300,8 @@ func (d *Daemon) attach(h hook, dev string) error {
 		return err
 	}
 	// Asked now, not at the beginning of the sync: a capture may have begun since.
-	if id, err := d.at.at(h); err == nil && id != 0 && !isProgram(prog, id) {
+	ours, known := d.known.of(prog)
+	if id, err := d.at.at(h); err == nil && id != 0 && (!known || id != ours) {
 		if programs, _ := capturing(d.opt.runDir(), d.dp.pins); programs[id] {
 			d.hooks[h] = true
 			return nil // the same over the same maps, and a copy of packets for who captures

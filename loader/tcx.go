@@ -18,8 +18,9 @@ import (
 // tcx attaches by bpf_link (kernel 6.6), pinned as <program>-<ifindex>-<direction>,
 // so that the data path outlives the daemon.
 type tcx struct {
-	dir  string
-	made bool
+	dir   string
+	made  bool
+	known programIDs
 }
 
 // fresh reports that the last attach found nothing of ours at its hook.
@@ -47,7 +48,7 @@ func (t *tcx) attach(h hook, dev string, prog *ebpf.Program) error {
 			return fail(err)
 		}
 		if x := info.TCX(); x != nil && int(x.Ifindex) == h.ifindex {
-			if id, ok := programID(prog); ok && id == info.Program {
+			if id, ok := t.known.of(prog); ok && id == info.Program {
 				return nil
 			}
 			if err := old.Update(prog); err != nil {
@@ -159,6 +160,21 @@ func parsePin(name string) (hook, bool) {
 	return hook{program: part[0], ifindex: n, egress: part[2] == "egress"}, true
 }
 
+// programIDs remembers the ids of programs, which a sync asks for at each of its
+// hooks; the question costs a dozen system calls. nil remembers nothing.
+type programIDs map[*ebpf.Program]ebpf.ProgramID
+
+func (known programIDs) of(p *ebpf.Program) (ebpf.ProgramID, bool) {
+	if id, ok := known[p]; ok {
+		return id, true
+	}
+	id, ok := programID(p)
+	if ok && known != nil {
+		known[p] = id
+	}
+	return id, ok
+}
+
 func programID(p *ebpf.Program) (ebpf.ProgramID, bool) {
 	info, err := p.Info()
 	if err != nil {
@@ -194,8 +210,3 @@ func after(ifindex int, egress bool, ours func(ebpf.ProgramID) bool) (string, er
 }
 
 func gone(err error) bool { return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) }
-
-func isProgram(p *ebpf.Program, id ebpf.ProgramID) bool {
-	have, ok := programID(p)
-	return ok && have == id
-}

@@ -160,7 +160,7 @@ func verifyOnce(h *kernel.Handle, opt Options) (out []Difference, err error) {
 	if err := d.look(); err != nil {
 		return nil, err
 	}
-	w, err := d.want()
+	w, err := d.want(true)
 	if err != nil {
 		return nil, err
 	}

@@ -27,6 +27,7 @@ type vteps struct {
 	ask   paths
 	index map[maps.VTEPKey]uint32
 	byIdx map[uint32]*vtep
+	hops  map[string]int // by device, "" for IPv4, while all are updated; else nil
 	// free is a queue, so that an index rests before it serves another VTEP: a
 	// packet under way may still hold the old one.
 	free []uint32
@@ -157,11 +158,7 @@ func (t *vteps) update(i uint32, v *view) error {
 	}
 	hops := r.HopLimit
 	if hops == 0 {
-		if e.key.Remote.Is6() {
-			hops, err = t.ask.HopLimit(dev.Name)
-		} else {
-			hops, err = t.ask.DefaultTTL()
-		}
+		hops, err = t.defaultHops(e.key.Remote.Is6(), dev.Name)
 	}
 	if err != nil {
 		e.why = err.Error()
@@ -175,6 +172,25 @@ func (t *vteps) update(i uint32, v *view) error {
 	return t.m.Put(i, val)
 }
 
+// defaultHops is the TTL or hop limit of packets whose sender and route name none.
+func (t *vteps) defaultHops(v6 bool, device string) (hops int, err error) {
+	if !v6 {
+		device = ""
+	}
+	if h, ok := t.hops[device]; ok {
+		return h, nil
+	}
+	if v6 {
+		hops, err = t.ask.HopLimit(device)
+	} else {
+		hops, err = t.ask.DefaultTTL()
+	}
+	if err == nil && t.hops != nil {
+		t.hops[device] = hops
+	}
+	return hops, err
+}
+
 // capMTU follows the configured underlay MTU, 0 for none; updateAll comes after it.
 func (t *vteps) capMTU(mtu int) {
 	for _, e := range t.byIdx {
@@ -185,6 +201,8 @@ func (t *vteps) capMTU(mtu int) {
 // updateAll follows a change of routes, links or addresses.
 func (t *vteps) updateAll(v *view) error {
 	var errs []error
+	t.hops = map[string]int{}
+	defer func() { t.hops = nil }()
 	for i := range t.byIdx {
 		errs = append(errs, t.update(i, v))
 	}

@@ -887,3 +887,134 @@ func socketDrops(c *net.UDPConn) (drops uint64) {
 	})
 	return drops
 }
+
+// FlowResult is what became of a Flow.
+type FlowResult struct {
+	Bytes        int64         // that arrived
+	Match        bool          // all that was sent arrived, and the same
+	LongestStall time.Duration // between two reads of the receiver
+	Retransmits  uint32        // segments sent again (TCP_INFO of the sender)
+}
+
+func (r FlowResult) String() string {
+	return fmt.Sprintf("%d bytes, intact %t, longest stall %s, %d segments sent again", r.Bytes, r.Match, r.LongestStall.Round(time.Millisecond), r.Retransmits)
+}
+
+// Flow is one TCP connection that carries pseudo-random bytes at a steady pace until Stop.
+type Flow struct {
+	stop context.CancelFunc
+	done chan struct{}
+	res  FlowResult
+	err  error
+}
+
+// flowRate is in bytes a second: some thousand full segments, and far from what the machine can do.
+const flowRate = 8 << 20
+
+// StartFlow connects to a listener on toAddr and sends until Stop. It returns once
+// data arrives. A connection that breaks, or that stands still for ten seconds, is Stop's error.
+func StartFlow(ctx context.Context, from, to NS, toAddr netip.Addr) (*Flow, error) {
+	ln, err := to.Listen(ctx, "tcp", netip.AddrPortFrom(toAddr, 0).String())
+	if err != nil {
+		return nil, fmt.Errorf("flow to %s: %w", toAddr, err)
+	}
+	defer ln.Close()
+	dialed, err := from.Dial(ctx, "tcp", ln.Addr().String())
+	if err != nil {
+		return nil, fmt.Errorf("flow from %s: %w", from.name, err)
+	}
+	accepted, err := ln.Accept()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("flow to %s: %w", toAddr, err), dialed.Close())
+	}
+	out, in := dialed.(*net.TCPConn), accepted.(*net.TCPConn)
+	f := &Flow{done: make(chan struct{})}
+	ctx, f.stop = context.WithCancel(ctx)
+	began := make(chan struct{})
+	sent := make(chan error, 1)
+	sum := sha256.New()
+	var n int64
+	go func() {
+		var err error
+		n, err = pace(ctx, out, sum)
+		sent <- err
+	}()
+	go func() {
+		defer close(f.done)
+		got := sha256.New()
+		rerr := f.receive(in, got, began)
+		f.stop()
+		werr := <-sent
+		if rc, err := out.SyscallConn(); err == nil {
+			_ = rc.Control(func(fd uintptr) {
+				if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+					f.res.Retransmits = info.Total_retrans
+				}
+			})
+		}
+		f.res.Match = rerr == nil && werr == nil && f.res.Bytes == n && bytes.Equal(sum.Sum(nil), got.Sum(nil))
+		if f.err = errors.Join(rerr, werr); f.err != nil {
+			f.err = fmt.Errorf("flow from %s to %s: %w", from.name, toAddr, f.err)
+		}
+		out.Close()
+		in.Close()
+	}()
+	select {
+	case <-began:
+	case <-f.done:
+	}
+	return f, nil
+}
+
+// flowPatience ends a flow that stands still.
+const flowPatience = 10 * time.Second
+
+// pace writes until ctx ends, then says that nothing more comes.
+func pace(ctx context.Context, c *net.TCPConn, sum hash.Hash) (n int64, err error) {
+	const tick = 2 * time.Millisecond
+	data := rand.NewChaCha8([32]byte{1})
+	piece := make([]byte, flowRate/int(time.Second/tick))
+	for next := time.Now(); ctx.Err() == nil; next = next.Add(tick) {
+		_, _ = data.Read(piece) // never fails
+		if err := c.SetWriteDeadline(time.Now().Add(flowPatience)); err != nil {
+			return n, err
+		}
+		if _, err := c.Write(piece); err != nil {
+			return n, err
+		}
+		sum.Write(piece)
+		n += int64(len(piece))
+		time.Sleep(time.Until(next))
+	}
+	return n, c.CloseWrite()
+}
+
+func (f *Flow) receive(c *net.TCPConn, sum hash.Hash, began chan struct{}) error {
+	buf := make([]byte, 64<<10)
+	for last := time.Now(); ; {
+		if err := c.SetReadDeadline(time.Now().Add(flowPatience)); err != nil {
+			return err
+		}
+		n, err := c.Read(buf)
+		now := time.Now()
+		f.res.LongestStall, last = max(f.res.LongestStall, now.Sub(last)), now
+		if f.res.Bytes == 0 && n > 0 {
+			close(began)
+		}
+		f.res.Bytes += int64(n)
+		sum.Write(buf[:n])
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// Stop ends the flow and returns what arrived.
+func (f *Flow) Stop() (FlowResult, error) {
+	f.stop()
+	<-f.done
+	return f.res, f.err
+}

@@ -237,3 +237,29 @@ func TestDatagrams(t *testing.T) {
 		t.Errorf("%s, %v", lost, err)
 	}
 }
+
+// A flow over a link that goes down for a second stands still for a second and is
+// intact afterwards; one whose receiver is gone is an error.
+func TestFlow(t *testing.T) {
+	a, b := underlay(t)
+	f, err := StartFlow(t.Context(), a.NS, b.NS, b.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(200 * time.Millisecond)
+	setLink(t, b.NS, "eth2", false)
+	time.Sleep(time.Second)
+	setLink(t, b.NS, "eth2", true)
+	time.Sleep(2 * time.Second)
+	r, err := f.Stop()
+	if err != nil || !r.Match || r.Bytes < flowRate/10 || r.LongestStall < time.Second || r.Retransmits == 0 {
+		t.Errorf("with a pause: %s, %v", r, err)
+	}
+	if f, err = StartFlow(t.Context(), a.NS, b.NS, b.Address); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(200 * time.Millisecond)
+	if r, err := f.Stop(); err != nil || !r.Match || r.LongestStall > time.Second {
+		t.Errorf("undisturbed: %s, %v", r, err)
+	}
+}
