@@ -32,7 +32,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo build install test test-kill test-upgrade test-race test-diff test-kernels test-kernels-short bench generate check-generate lint deps clean need-go need-root need-test need-test-kernels need-dev debs debs-full package test-install
+.PHONY: help demo build install bench-scale test test-kill test-upgrade test-race test-diff test-kernels test-kernels-short bench generate check-generate lint deps clean need-go need-root need-test need-test-kernels need-dev debs debs-full package test-install
 
 # $(call have,commands,what for): stop with the way out when one is missing.
 define have
@@ -94,6 +94,12 @@ test-kernels-short: need-root need-test-kernels need-go ## A part of that on 6.1
 
 bench: need-root build ## Compare vxbpf with kernel VXLAN and no overlay on this machine (root, under 20 minutes; BENCH=--quick: 2)
 	./vxbpf bench $(BENCH)
+
+# SCALE_IDLE is how long the daemon is watched at rest, for each size.
+SCALE_IDLE ?= 100s
+SCALE_OUT ?= scale.json
+bench-scale: need-root need-test build ## Load, memory and CPU as networks, VTEPs and FDB entries grow by tens, and under churn (root, about 40 minutes)
+	VXBPF_BIN=$(CURDIR)/vxbpf VXBPF_SCALE=$(abspath $(SCALE_OUT)) VXBPF_SCALE_IDLE=$(SCALE_IDLE) $(GO) test ./testenv/e2e -run '^TestScale$$' -count=1 -v -timeout 90m
 
 generate: need-go need-dev ## Compile the C programs and generate their Go package; commit both
 	$(GO) generate ./bpf

@@ -124,6 +124,7 @@ type Daemon struct {
 	// unsettled: the last good config could not be put back after a reload that
 	// went wrong. The loop tries again.
 	unsettled bool
+	upCost    time.Duration // CPU time of reading everything and bringing the data path up
 	drift     drift
 	expired   time.Time // when an unconfirmed config was last tried to be rolled back
 
@@ -144,7 +145,9 @@ type mirror struct {
 	dp    *datapath
 	at    attacher
 	known programIDs // of dp
-	vteps *vteps
+	// found are the programs at tcx hooks, as the last sync found them.
+	found map[place]bool
+	vteps   *vteps
 
 	fdb       map[fdb.Key]placed
 	ports     map[uint32]vxmaps.Port
@@ -292,9 +295,11 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	began := processTime()
 	if err := d.up(); err != nil {
 		return err
 	}
+	d.upCost = processTime() - began
 	if err := d.settleOn(d.cfg); err != nil {
 		return err
 	}

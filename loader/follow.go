@@ -24,7 +24,7 @@ func (d *Daemon) renew() error { return d.dp.maps.Control.SetLease(vxmaps.Now() 
 func (d *Daemon) follow(ctx context.Context, events <-chan []kernel.Event, rules <-chan struct{}) error {
 	tick := time.NewTicker(leaseRenew)
 	defer tick.Stop()
-	check, full := time.NewTimer(checkEvery), time.NewTimer(resyncEvery)
+	check, full := time.NewTimer(checkEvery), time.NewTimer(rest(resyncEvery, d.upCost/2))
 	defer check.Stop()
 	defer full.Stop()
 	soon := make(<-chan time.Time) // a dump that was asked for, after a pause

@@ -172,6 +172,9 @@ func (d *Daemon) bring(w *wanted) error {
 	}
 	refused := map[hook]string{}
 	for h, dev := range wantHooks {
+		if wantFDB == nil && d.at.name() == "tcx" && d.stands(h) {
+			continue // pins are watched, and a whole sync looks at them
+		}
 		// One device that takes no program does not stop the others: its packets are the kernel's.
 		if err := d.attach(h, dev); err != nil {
 			refused[h] = oneLine(err)
@@ -240,6 +243,8 @@ func (d *Daemon) readTC() error {
 	if t := d.features.get(featureTCX); !t.Have && !t.Unknown {
 		return nil // before 6.6 a question about tcx is an invalid argument
 	}
+	d.found = map[place]bool{}
+	asked := map[int]bool{}
 	for _, n := range d.fast() {
 		n.resolve(d.view)
 		devs := append(d.view.ports(n), n.link, n.bridge)
@@ -247,12 +252,22 @@ func (d *Daemon) readTC() error {
 			devs = append(devs, dev)
 		}
 		for _, l := range devs {
+			if asked[l.Index] { // the underlay device of all
+				continue
+			}
+			asked[l.Index] = true
+			look := func(egress bool) (string, error) {
+				return after(l.Index, egress, func(id ebpf.ProgramID) bool {
+					d.found[place{l.Index, egress, id}] = true
+					return d.ours(id)
+				})
+			}
 			f := others[l.Index]
-			in, err := after(l.Index, false, d.ours)
+			in, err := look(false)
 			if err != nil {
 				return err
 			}
-			out, err := after(l.Index, true, d.ours)
+			out, err := look(true)
 			if err != nil {
 				return err
 			}
@@ -262,6 +277,23 @@ func (d *Daemon) readTC() error {
 		}
 	}
 	return nil
+}
+
+// place is a program at a tcx hook, as the last look found it.
+type place struct {
+	ifindex int
+	egress  bool
+	id      ebpf.ProgramID
+}
+
+// stands reports whether the last look found our program at its hook. Only tcx shows that at once.
+func (d *Daemon) stands(h hook) bool {
+	prog, err := program(d.dp.objs.ProgramSet(), h.program)
+	if err != nil || !d.hooks[h] {
+		return false
+	}
+	id, ok := d.known.of(prog)
+	return ok && d.found[place{h.ifindex, h.egress, id}]
 }
 
 // ours reports whether a program is of this instance: of this load, or of an

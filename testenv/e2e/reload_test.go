@@ -260,8 +260,8 @@ func TestConfirm(t *testing.T) {
 	}
 
 	// On a host where nothing was loaded. The daemon ends with an error.
-	d := w.start("h1", "--confirm", "1s")
-	if out, _, _ := w.vxbpf("h1", "status"); !strings.Contains(out, "NOT CONFIRMED") {
+	d := w.start("h1", "--confirm", "2s")
+	if out, _, _ := w.vxbpf("h1", "status", "--interval", "0"); !strings.Contains(out, "NOT CONFIRMED") {
 		t.Errorf("status does not tell:\n%s", out)
 	}
 	<-d.Done()
@@ -278,7 +278,7 @@ func TestConfirm(t *testing.T) {
 	nothing("a first load without a confirmation")
 
 	// The same, killed: the guard.
-	d = w.start("h1", "--confirm", "1s")
+	d = w.start("h1", "--confirm", "2s")
 	if err := d.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -345,7 +345,7 @@ func TestConfirm(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.reload("h1", plain, "--confirm", "2s")
+	w.reload("h1", plain, "--confirm", "4s") // a busy machine needs a second or two to start it again
 	if err := d.Kill(); err != nil {
 		t.Fatal(err)
 	}

@@ -230,14 +230,15 @@ func (s *scaleHost) metric(name string) uint64 {
 //	    br-s0 -- encap-s0, br-s1 -- encap-s1, ...
 //
 // What a daemon costs as networks, VTEPs and FDB entries grow by tens (make
-// bench-scale). $VXBPF_SCALE is the file for the figures, as JSON; without it a
-// small run holds that a hundred networks load in reasonable time.
+// bench-scale). $VXBPF_SCALE is the file for the figures, as JSON, $VXBPF_SCALE_IDLE
+// how long the daemon is watched at rest; $VXBPF_SCALE_NETWORKS, _VTEPS and _FDB list
+// other sizes, 0 for none.
 func TestScale(t *testing.T) {
 	file := os.Getenv("VXBPF_SCALE")
 	idleOver := 65 * time.Second // two dumps of everything
 	networks, vteps, entries := []int{10, 100, 1000}, []int{10, 100, 1000}, []int{10, 100, 1000, 10_000, 100_000}
 	if file == "" {
-		t.Skip("figures are made by make bench-scale")
+		t.Skip("it takes most of an hour: make bench-scale")
 	}
 	if s := os.Getenv("VXBPF_SCALE_IDLE"); s != "" {
 		var err error
