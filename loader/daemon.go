@@ -147,7 +147,7 @@ type mirror struct {
 	known programIDs // of dp
 	// found are the programs at tcx hooks, as the last sync found them.
 	found map[place]bool
-	vteps   *vteps
+	vteps *vteps
 
 	fdb       map[fdb.Key]placed
 	ports     map[uint32]vxmaps.Port
