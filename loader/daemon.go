@@ -146,7 +146,7 @@ type mirror struct {
 	at    attacher
 	known programIDs // of dp
 	// found are the programs at tcx hooks, as the last sync found them.
-	found map[place]bool
+	found map[programAt]bool
 	vteps *vteps
 
 	fdb       map[fdb.Key]placed

@@ -243,7 +243,7 @@ func (d *Daemon) readTC() error {
 	if t := d.features.get(featureTCX); !t.Have && !t.Unknown {
 		return nil // before 6.6 a question about tcx is an invalid argument
 	}
-	d.found = map[place]bool{}
+	d.found = map[programAt]bool{}
 	asked := map[int]bool{}
 	for _, n := range d.fast() {
 		n.resolve(d.view)
@@ -258,7 +258,7 @@ func (d *Daemon) readTC() error {
 			asked[l.Index] = true
 			look := func(egress bool) (string, error) {
 				return after(l.Index, egress, func(id ebpf.ProgramID) bool {
-					d.found[place{l.Index, egress, id}] = true
+					d.found[programAt{l.Index, egress, id}] = true
 					return d.ours(id)
 				})
 			}
@@ -279,8 +279,8 @@ func (d *Daemon) readTC() error {
 	return nil
 }
 
-// place is a program at a tcx hook, as the last look found it.
-type place struct {
+// programAt is a program at a tcx hook, as the last look found it.
+type programAt struct {
 	ifindex int
 	egress  bool
 	id      ebpf.ProgramID
@@ -293,7 +293,7 @@ func (d *Daemon) stands(h hook) bool {
 		return false
 	}
 	id, ok := d.known.of(prog)
-	return ok && d.found[place{h.ifindex, h.egress, id}]
+	return ok && d.found[programAt{h.ifindex, h.egress, id}]
 }
 
 // ours reports whether a program is of this instance: of this load, or of an
