@@ -116,7 +116,7 @@ check-generate: need-go need-dev ## Fail if the committed objects are not what t
 	echo "bpf/*_bpfel.go and bpf/*_bpfel.o are up to date"
 
 # TestPackage builds packages of its own; TestExport fetches the tools that read what export writes.
-test-install: need-root need-test build package ## Import, packages, migration and Ansible at length: real ifupdown, networkd, dpkg, LXC, Ansible (root, about 12 minutes)
+test-install: need-root need-test build package ## Import, packages, migration and Ansible at length: real ifupdown, networkd, dpkg, LXC, Ansible (root, 15 to 25 minutes)
 	VXBPF_BIN=$(CURDIR)/vxbpf VXBPF_TEST_FULL=1 $(GO) test ./testenv/e2e -run '^(TestOldSetup|TestIfupdown|TestLXC|TestPackage|TestPackageScripts|TestMigration|TestMigrationGuide|TestExport|TestAnsible|TestAnsibleLint)$$' -count=1 -v -timeout 30m
 
 # Packages that tests install on machines of their own (copies in namespaces), never on this one.
