@@ -110,7 +110,7 @@ func upAnyway(t *testing.T, spec testenv.Spec, start bool, args ...string) *worl
 // start runs `vxbpf load` on a host, waits until it is ready, and plugs the containers in.
 func (w *world) start(host string, args ...string) *testenv.Daemon {
 	w.t.Helper()
-	d, err := w.Host(host).StartVXBPF(w.ctx, w.bin, args...)
+	d, err := w.Host(host).Start(w.ctx, testenv.StartOptions{Binary: w.bin, Args: args, Timeout: patience(30 * time.Second)})
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -386,13 +386,13 @@ func (m *Model) View() string {
 	for len(lines) < m.height-1 {
 		lines = append(lines, "")
 	}
-	state := fmt.Sprintf("every %s", m.every)
+	state := m.every.String()
 	if m.still {
 		state = "STOPPED"
 	}
 	if len(body) > most {
 		state += fmt.Sprintf(", %d-%d of %d", m.from+1, m.from+len(shown), len(body))
 	}
-	foot := fmt.Sprintf("n networks v VTEPs p ports r reasons  s sort: %s  +- %s  space stop  q quit", m.order, state)
+	foot := fmt.Sprintf("n nets  v VTEPs  p ports  r reasons  s sort: %s  +- %s  space stop  q quit", m.order, state)
 	return strings.Join(append(lines[:max(m.height-1, 1)], cut(foot, m.width)), "\n")
 }

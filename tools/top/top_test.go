@@ -71,6 +71,9 @@ func TestFits(t *testing.T) {
 				if len(lines) != size[1] {
 					t.Errorf("%v %s of %d: %d lines", size, view, n, len(lines))
 				}
+				if foot := lines[len(lines)-1]; size[0] >= 80 && n == 1 && !strings.HasSuffix(foot, "q quit") {
+					t.Errorf("%v: the keys do not fit: %q", size, foot)
+				}
 				for _, l := range lines {
 					if len([]rune(l)) > size[0] {
 						t.Errorf("%v %s of %d: %d columns: %q", size, view, n, len([]rune(l)), l)
