@@ -14,7 +14,7 @@ import (
 //	h1: mgmt-1 on br-mgmt -- encap-mgmt -- eth2 ==== eth2 -- the same: h2
 //
 // Another version runs, this one takes over, and the other one once more: under
-// a stream of 10,000 packets a second and a TCP transfer. $VXBPF_OTHER lists the
+// a stream of 10,000 packets a second and a TCP connection the other way. $VXBPF_OTHER lists the
 // binaries of other versions (make test-upgrade builds them).
 func TestVersions(t *testing.T) {
 	others := filepath.SplitList(os.Getenv("VXBPF_OTHER"))
@@ -51,26 +51,13 @@ func TestVersions(t *testing.T) {
 				}
 				layouts[strings.Join(dirs, " ")] = true
 			}
-			a, b := w.Container("h1", "mgmt-1"), w.Container("h2", "mgmt-1")
 			step := func(what, bin string) {
 				t.Helper()
-				s := w.stream("h1", "h2")
-				w.flowing("before the " + what)
-				swap(bin)
-				w.flowing("after the " + what)
-				w.whole(s, what)
-				done := make(chan error, 1)
-				go func() {
-					r, err := testenv.Transfer(w.ctx, a.NS, b.NS, b.Addr.Addr(), 256<<20, 1)
-					if err == nil && !r.Match {
-						t.Errorf("%s: data altered: sent %s, received %s", what, r.SentSHA256, r.ReceivedSHA256)
-					}
-					done <- err
-				}()
-				swap(bin)
-				if err := <-done; err != nil {
-					t.Errorf("%s: transfer: %v", what, err)
-				}
+				w.unbroken(what, func() {
+					w.flowing("before the " + what)
+					swap(bin)
+					w.flowing("after the " + what)
+				})
 			}
 			swap(other)
 			step("upgrade", this)
