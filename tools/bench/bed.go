@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -30,20 +31,30 @@ import (
 )
 
 // bedKind is what joins the containers of a bed.
-type bedKind struct{ datapath, sides string }
+type bedKind struct {
+	datapath, sides string
+	// checked: kernel vxlan behind vxbpf's source check. Without it nothing of
+	// vxbpf is in the kernel's way; the fast paths always check.
+	checked bool
+}
 
 var (
-	bareBed   = bedKind{Bare, Both}
-	kernelBed = bedKind{Kernel, Both}
-	tcBed     = bedKind{TC, Both}
-	tcOneBed  = bedKind{TC, One}
+	bareBed    = bedKind{datapath: Bare, sides: Both}
+	kernelBed  = bedKind{datapath: Kernel, sides: Both}
+	checkedBed = bedKind{datapath: Kernel, sides: Both, checked: true}
+	tcBed      = bedKind{datapath: TC, sides: Both}
+	tcOneBed   = bedKind{datapath: TC, sides: One}
+	xdpBed     = bedKind{datapath: XDP, sides: Both}
 	// genBed has no overlay: what the injector costs by itself.
-	genBed = bedKind{"generator", ""}
+	genBed = bedKind{datapath: "generator"}
 )
 
 func (k bedKind) String() string {
-	if k.datapath == TC {
+	switch {
+	case k.datapath == TC || k.datapath == XDP:
 		return k.datapath + " " + k.sides
+	case k.checked:
+		return k.datapath + " checked"
 	}
 	return k.datapath
 }
@@ -69,6 +80,8 @@ type bed struct {
 	lab  *testenv.Lab
 	a, b Endpoint // of the first network's containers
 	fast []*fastHost
+	// guards are the hosts of a checked bed, whose maps count strangers.
+	guards []*fastHost
 
 	daemons [2]*testenv.Daemon // by host, nil without vxbpf
 
@@ -148,7 +161,7 @@ func newBed(ctx context.Context, kind bedKind, mtu int, o bedOptions) (_ *bed, e
 				return b, err
 			}
 		}
-	case Kernel, TC:
+	case Kernel, TC, XDP:
 		if err := b.load(ctx, o.binary); err != nil {
 			return b, err
 		}
@@ -184,24 +197,54 @@ func (b *bed) load(ctx context.Context, binary string) error {
 				return err
 			}
 			b.daemons[i] = d
-			return b.lab.AttachContainers(ctx, h.Name)
+			if err := b.lab.AttachContainers(ctx, h.Name); err != nil {
+				return err
+			}
+			if datapath == Kernel && !b.checked {
+				return b.strip(i)
+			}
+			return nil
 		})
 	}
 	return g.Wait()
+}
+
+// strip leaves of vxbpf on a host only the kernel's own links: neither a program
+// of the source check before kernel vxlan, nor a daemon that hears what it learns.
+func (b *bed) strip(i int) error {
+	h := b.host(i)
+	st, err := loader.ReadState(filepath.Join(loader.DefaultRunDir, h.Instance()))
+	if err != nil {
+		return fmt.Errorf("host %s: %w", h.Name, err)
+	}
+	err = b.daemons[i].Kill()
+	b.daemons[i] = nil
+	if err != nil || st.Pins == "" {
+		return err
+	}
+	if err := os.RemoveAll(filepath.Join(filepath.Dir(st.Pins), "links")); err != nil {
+		return fmt.Errorf("take the programs off host %s: %w", h.Name, err)
+	}
+	return nil
 }
 
 // openFast opens the maps of the hosts that should be accelerated: to claim a
 // datapath that is not there is an error here already.
 func (b *bed) openFast() error {
 	for i, h := range b.lab.Hosts {
-		if b.datapath != TC || b.sides == One && i == 1 {
+		fast := (b.datapath == TC || b.datapath == XDP) && (b.sides == Both || i == 0)
+		if !fast && !b.checked {
 			continue
 		}
-		f, err := openFast(h)
+		f, err := openHost(h, fast)
 		if err != nil {
 			return err
 		}
-		b.fast = append(b.fast, f)
+		if fast {
+			b.fast = append(b.fast, f)
+		} else {
+			b.guards = append(b.guards, f)
+		}
 	}
 	return nil
 }
@@ -214,7 +257,7 @@ const ageing = "1h"
 func (b *bed) config(h *testenv.Host, datapath string) []byte {
 	var c bytes.Buffer
 	sources := ""
-	if b.datapath == Kernel {
+	if datapath == Kernel && !b.checked {
 		// What vxbpf is compared with: the kernel's own way, without our source check in front.
 		sources = ", allowed_sources: any"
 	}
@@ -226,19 +269,20 @@ func (b *bed) config(h *testenv.Host, datapath string) []byte {
 				fmt.Fprintf(&c, "%q", r.Address)
 			}
 		}
-		fmt.Fprintf(&c, "]}\n")
+		fmt.Fprintln(&c, "]}")
 	}
 	return c.Bytes()
 }
 
-func openFast(h *testenv.Host) (*fastHost, error) {
+// openHost opens the maps of a host; with fast it must be on BPF.
+func openHost(h *testenv.Host, fast bool) (*fastHost, error) {
 	st, err := loader.ReadState(filepath.Join(loader.DefaultRunDir, h.Instance()))
 	if err != nil {
 		return nil, fmt.Errorf("host %s: %w", h.Name, err)
 	}
 	// Pins are no sign of it: the source check of datapath: kernel has some too.
 	for _, n := range st.Networks {
-		if n.Mode == config.Kernel {
+		if fast && n.Mode == config.Kernel {
 			return nil, fmt.Errorf("host %s: vxbpf is on kernel vxlan, not on BPF: %s", h.Name, cmp.Or(n.Reason, st.Reason, "as configured"))
 		}
 	}
@@ -298,7 +342,7 @@ func (b *bed) down() error {
 	if b.sniff != nil {
 		errs = append(errs, b.sniff.close())
 	}
-	for _, f := range b.fast {
+	for _, f := range slices.Concat(b.fast, b.guards) {
 		errs = append(errs, f.close())
 	}
 	return errors.Join(append(errs, b.lab.Down())...)

@@ -14,6 +14,7 @@
 //	bulk.go    TCP streams and UDP datagrams, socket to socket
 //	inject.go  packets into and out of a container, without a sender's socket
 //	scale.go   packet cost against FDB size
+//	flood.go   a TCP stream under a flood of forged packets
 //	programs.go  ns per run of each BPF program
 package bench
 
@@ -113,6 +114,9 @@ func (o *Options) wants(name string) bool {
 	if len(o.Workloads) > 0 {
 		return slices.Contains(o.Workloads, name)
 	}
+	if name == floodName {
+		return !o.Quick
+	}
 	return !o.Quick || !slices.ContainsFunc(workloads, func(w *workload) bool { return w.name == name && w.fullOnly })
 }
 
@@ -156,7 +160,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	}
 	r.report = &Report{Version: ReportVersion, Date: start.UTC().Truncate(time.Second), Command: o.Command, Commit: o.Commit,
 		Machine: machine(len(r.cpus)), Rounds: o.Rounds, RoundTime: o.RoundTime.Seconds(),
-		Notes: append(notes(), circumstances()...), Problems: []string{}, Results: []Result{}, Programs: []Program{}, Scale: []Scale{}}
+		Notes: append(notes(), circumstances()...), Problems: []string{}, Results: []Result{}, Programs: []Program{}, Scale: []Scale{}, Flood: []Flood{}}
 	defer moreThreads()()
 	r.bar = newBar(o.Progress, o.Terminal, r.steps())
 	err = r.all(ctx)
@@ -173,7 +177,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		r.report.Interrupted = true
 		err = nil
 	}
-	if err != nil && len(r.report.Results)+len(r.report.Scale)+len(r.report.Programs) == 0 {
+	if err != nil && len(r.report.Results)+len(r.report.Scale)+len(r.report.Flood)+len(r.report.Programs) == 0 {
 		return nil, err
 	}
 	if err != nil {
@@ -186,7 +190,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 func notes() []string {
 	return []string{
 		"the underlay is a veth pair between network namespaces of one machine: absolute figures are veth figures, ratios are the message",
-		"kernel is `vxbpf load` with `datapath: kernel` and `allowed_sources: any`: bridge and kernel vxlan device alone, outer UDP checksum 0, as vxbpf itself sends",
+		"kernel is what `vxbpf load` makes with `datapath: kernel` and `allowed_sources: any`: bridge and kernel vxlan device, outer UDP checksum 0, as vxbpf itself sends; no program and no daemon of vxbpf runs there",
 		"bare bridges the containers over the underlay without encapsulation; containers have the underlay's MTU less 50 there too, so the payload per packet is equal",
 		"sides one: the first host runs vxbpf, the other kernel vxlan",
 		"spread: how wide the interval is that holds the true median with 93 % certainty, by order statistics (5 rounds: least to greatest; 10: without the outermost two), in per cent of the median",
@@ -231,6 +235,9 @@ func (r *run) steps() (n int) {
 	if r.wants(scaleName) {
 		n += r.scaleSteps()
 	}
+	if r.wants(floodName) {
+		n += r.floodSteps()
+	}
 	if r.wants(programsName) {
 		n += len(programWorkloads)
 	}
@@ -253,7 +260,12 @@ func (r *run) all(ctx context.Context) error {
 		}
 	}
 	if r.wants(scaleName) {
-		return r.scale(ctx)
+		if err := r.scale(ctx); err != nil {
+			return err
+		}
+	}
+	if r.wants(floodName) {
+		return r.flood(ctx)
 	}
 	return nil
 }

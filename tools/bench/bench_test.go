@@ -117,6 +117,14 @@ func TestEveryWorkload(t *testing.T) {
 	if len(r.Scale) != 3 || r.Scale[1].Entries != 100_000 || r.Scale[1].Active != scaleActive || r.Scale[0].Median <= 0 || r.Scale[1].Ratio <= 0 || r.Scale[1].NS <= 0 {
 		t.Errorf("scale: %+v", r.Scale)
 	}
+	if len(r.Flood) != len(floodKinds) {
+		t.Errorf("flood: %+v", r.Flood)
+	}
+	for _, f := range r.Flood {
+		if len(f.Rounds) != 1 || f.Alone <= 0 || f.Generator <= 0 || f.Offered <= 0 || (f.Checked > 0) != (f.Check != "none") {
+			t.Errorf("flood: %+v", f)
+		}
+	}
 	for _, want := range []string{"vx_tc_encap", "vx_tc_decap", "vx_tc_deliver"} {
 		if !slices.ContainsFunc(r.Programs, func(p Program) bool { return p.Name == want && p.NS > 0 }) {
 			t.Errorf("no time of %s in %+v", want, r.Programs)
@@ -187,6 +195,15 @@ func TestSabotage(t *testing.T) {
 			}
 			return detach(t, lossy(t, 60), b)
 		}, want: []string{"lost"}},
+		{name: "no check claimed as one", workload: floodName, only: []bedKind{kernelBed, checkedBed}, corrupt: func(_ *testing.T, b *bed) error {
+			for i, g := range b.guards {
+				if err := b.strip(i); err != nil {
+					return fmt.Errorf("host %s: %w", g.Name, err)
+				}
+			}
+			return nil
+		}, want: []string{"the source check counted 0 of"}, survivors: true},
+		{name: "a check claimed as none", workload: floodName, only: []bedKind{kernelBed}, actual: map[bedKind]bedKind{kernelBed: checkedBed}, want: []string{"learnt none of the forged addresses"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			o := brief(t, tc.workload)
@@ -206,7 +223,7 @@ func TestSabotage(t *testing.T) {
 			if !slices.ContainsFunc(tc.want, func(w string) bool { return strings.Contains(text, w) }) {
 				t.Errorf("problems %q, want %q", text, tc.want)
 			}
-			if tc.survivors && (r == nil || len(r.Results) == 0) {
+			if tc.survivors && (r == nil || len(r.Results)+len(r.Flood) == 0) {
 				t.Error("the honest rows are gone")
 			}
 		})

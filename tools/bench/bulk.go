@@ -20,6 +20,9 @@ const (
 	ringPackets = 180
 )
 
+// errStalled: a stream stood still until it was given up.
+var errStalled = errors.New("packets lost")
+
 // stream is bulk TCP over some connections from a to b.
 func stream(ctx context.Context, s slot, flows, sendCPU, recvCPU int) (r Round, err error) {
 	window := 0
@@ -59,7 +62,11 @@ func stream(ctx context.Context, s slot, flows, sendCPU, recvCPU int) (r Round, 
 					return fmt.Errorf("send: %w", e)
 				}
 			}
-			return unix.Shutdown(fa, unix.SHUT_WR)
+			// One that was given up is shut down already.
+			if err := unix.Shutdown(fa, unix.SHUT_WR); !errors.Is(err, unix.ENOTCONN) {
+				return err
+			}
+			return nil
 		}
 		recv := func() error {
 			buf := make([]byte, streamChunk)
@@ -84,6 +91,9 @@ func stream(ctx context.Context, s slot, flows, sendCPU, recvCPU int) (r Round, 
 		}
 	}
 	c.goAhead()
+	if s.started != nil {
+		s.started()
+	}
 
 	// The first quarter is slow start and window growth.
 	measured := make(chan struct{})
@@ -117,7 +127,7 @@ func stream(ctx context.Context, s slot, flows, sendCPU, recvCPU int) (r Round, 
 		err = ctx.Err()
 	}
 	if err == nil && (stuck || progress.Load() == 0) {
-		err = fmt.Errorf("packets lost: no byte arrived for %s", stalled)
+		err = fmt.Errorf("%w: no byte arrived for %s", errStalled, stalled)
 	}
 	if err != nil {
 		return r, err

@@ -29,6 +29,7 @@ const (
 const (
 	offEtherType = 12
 	offProtocol  = 23
+	offIPSum     = 24
 	offIPSrc     = 26
 	offSrcPort   = 34
 	offDstPort   = 36

@@ -32,6 +32,7 @@ type Report struct {
 	Results     []Result  `json:"results"`
 	Programs    []Program `json:"programs"`
 	Scale       []Scale   `json:"scale"`
+	Flood       []Flood   `json:"flood"`
 }
 
 // Machine is where a Report was made.
@@ -146,6 +147,44 @@ type Scale struct {
 	Rounds  []Round `json:"rounds"`
 }
 
+// Flood is one datapath under a flood of forged packets.
+type Flood struct {
+	Datapath string `json:"datapath"`
+	Check    string `json:"check"`  // none, tc or xdp: where sources are checked
+	Wanted   int    `json:"wanted"` // forged packets/s that were to be offered
+
+	// Medians over the rounds. Rates of the TCP stream are Gb/s.
+	Alone     float64 `json:"alone"`
+	Generator float64 `json:"generator"` // with the same flood into a driver that drops it, elsewhere
+	Flood     float64 `json:"flood"`
+	Offered   float64 `json:"offered"` // forged packets/s
+	// Kept is Flood by Generator, round by round; KeptAlone by Alone.
+	Kept      float64 `json:"kept"`
+	KeptMin   float64 `json:"kept_min"`
+	KeptMax   float64 `json:"kept_max"`
+	KeptAlone float64 `json:"kept_alone"`
+	Packets   uint64  `json:"packets"` // forged, of all rounds
+	Checked   uint64  `json:"checked"` // of them counted by the check
+	Retried   int     `json:"retried"`
+
+	Rounds []FloodRound `json:"rounds"`
+}
+
+// FloodRound is three streams, one after the other.
+type FloodRound struct {
+	Round     int     `json:"round"`
+	Alone     float64 `json:"alone"` // Gb/s
+	Generator float64 `json:"generator"`
+	Flood     float64 `json:"flood"`
+	Stalled   bool    `json:"stalled,omitempty"` // the flooded stream stood still until it was given up
+	Sent      uint64  `json:"sent"`              // forged packets at the flooded host
+	Seconds   float64 `json:"seconds"`           // that the flood lasted
+	Beside    float64 `json:"beside"`            // forged packets/s while the generator alone ran
+	Dropped   uint64  `json:"dropped"`           // by full rings and queues of the devices
+	Checked   uint64  `json:"checked"`           // by the source check
+	Learnt    float64 `json:"learnt"`            // share of the forged MAC addresses that the kernel then knew, by sample
+}
+
 // The words of a Result.
 const (
 	Bare   = "bare"
@@ -185,6 +224,29 @@ func (r *Report) summarize() {
 		x.summarize(r.Find(x.Workload, x.Profile, Kernel, Both), r.Find(x.Workload, x.Profile, Bare, Both))
 	}
 	r.summarizeScale()
+	for i := range r.Flood {
+		r.Flood[i].summarize()
+	}
+}
+
+func (f *Flood) summarize() {
+	pick := func(get func(FloodRound) float64) (out []float64) {
+		for _, r := range f.Rounds {
+			out = append(out, get(r))
+		}
+		return out
+	}
+	kept := pick(func(r FloodRound) float64 { return r.Flood / r.Generator })
+	f.Kept, f.KeptMin, f.KeptMax = median(kept), slices.Min(kept), slices.Max(kept)
+	f.KeptAlone = median(pick(func(r FloodRound) float64 { return r.Flood / r.Alone }))
+	f.Alone = median(pick(func(r FloodRound) float64 { return r.Alone }))
+	f.Generator = median(pick(func(r FloodRound) float64 { return r.Generator }))
+	f.Flood = median(pick(func(r FloodRound) float64 { return r.Flood }))
+	f.Offered = median(pick(func(r FloodRound) float64 { return float64(r.Sent) / r.Seconds }))
+	f.Packets, f.Checked = 0, 0
+	for _, r := range f.Rounds {
+		f.Packets, f.Checked = f.Packets+r.Sent, f.Checked+r.Checked
+	}
 }
 
 func (r *Report) summarizeScale() {

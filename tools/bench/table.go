@@ -48,6 +48,19 @@ func (r *Report) WriteTable(w io.Writer) error {
 			return err
 		}
 	}
+	if len(r.Flood) > 0 {
+		fmt.Fprintln(w, "\nA TCP stream (Gb/s) while forged VXLAN packets arrive at its receiver, all on one CPU:")
+		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(t, "  DATAPATH\tCHECK\tALONE\tGENERATOR ONLY\tFLOODED\tKEPT\tMIN - MAX\tOF ALONE\tFORGED/S\tFORGED\tCHECKED")
+		for _, f := range r.Flood {
+			fmt.Fprintf(t, "  %s\t%s\t%s\t%s\t%s\t%.0f%%\t%.0f%% - %.0f%%\t%.0f%%\t%s\t%d\t%d\n", f.Datapath, f.Check, number(f.Alone), number(f.Generator), number(f.Flood),
+				100*f.Kept, 100*f.KeptMin, 100*f.KeptMax, 100*f.KeptAlone, number(f.Offered), f.Packets, f.Checked)
+		}
+		if err := t.Flush(); err != nil {
+			return err
+		}
+		fmt.Fprintln(w, "KEPT: of the rate beside the same generator, whose packets another driver drops (median over rounds that ran side by side).")
+	}
 	if len(r.Programs) > 0 {
 		fmt.Fprintln(w, "\nns per run of each program (the kernel's statistics, about 20 ns, included):")
 		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)

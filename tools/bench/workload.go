@@ -39,6 +39,7 @@ type slot struct {
 	inject          *injection
 	generator       float64 // ns per frame, of this round
 	gross           bool    // the generator is not to be taken off
+	started         func()  // called when a stream has begun; may be nil
 }
 
 // workload is one thing that is measured.
@@ -154,9 +155,11 @@ var workloads = []*workload{
 	},
 }
 
-// scaleName selects the FDB size series, programsName the cost of each program.
+// scaleName selects the FDB size series, floodName the flood of forged packets,
+// programsName the cost of each program.
 const (
 	scaleName    = "fdb_scale"
+	floodName    = "flood"
 	programsName = "programs"
 )
 
@@ -167,6 +170,7 @@ func Names() (out [][2]string) {
 	}
 	return append(out,
 		[2]string{scaleName, "cost of a received packet against the size of the FDB, random addresses"},
+		[2]string{floodName, "a TCP stream while forged VXLAN packets from random sources arrive at its receiver: what the source check keeps of it (not with --quick)"},
 		[2]string{programsName, "ns per run of each BPF program (kernel.bpf_stats), run counts checked against packets"})
 }
 
