@@ -59,8 +59,7 @@ func Attachments(opt Options, st *State) ([]Attachment, error) {
 }
 
 func tcAttachments(opt Options, st *State) ([]Attachment, error) {
-	switch st.Attach {
-	case "tcx":
+	if st.Attach == "tcx" {
 		t := &tcx{dir: filepath.Join(opt.pinDir(), "links")}
 		hooks, err := t.present()
 		if err != nil {

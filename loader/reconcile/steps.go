@@ -2,13 +2,7 @@
 
 package reconcile
 
-import (
-	"net/netip"
-
-	"github.com/vxbpf/vxbpf/loader/config"
-)
-
-type staticEntry = config.StaticEntry
+import "net/netip"
 
 // The steps of a plan. Each ties a primitive of run to the record of what is
 // ours: what comes is claimed before, what goes is dropped from the record
