@@ -539,7 +539,36 @@ func (c *Capture) Run(ctx context.Context, each func(*Captured) error) error {
 			return eof(err)
 		}
 	}
-	return nil
+	return c.drain(each)
+}
+
+// drain hands over what was captured before now: it is counted, so it is shown.
+func (c *Capture) drain(each func(*Captured) error) error {
+	var end unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &end); err != nil {
+		return fmt.Errorf("read clock: %w", err)
+	}
+	c.r.SetDeadline(time.Now()) // what is there is read all the same
+	for {
+		var rec ringbuf.Record
+		err := c.r.ReadInto(&rec)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read vx_capture: %w", err)
+		}
+		p, err := c.parse(rec.RawSample)
+		if err != nil {
+			return err
+		}
+		if int64(p.At) > end.Nano() {
+			return nil // packets may come faster than they are read
+		}
+		if err := each(&p); err != nil {
+			return eof(err)
+		}
+	}
 }
 
 func eof(err error) error {

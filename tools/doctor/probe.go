@@ -206,13 +206,23 @@ func listens(ctx context.Context, src, dst netip.Addr, port uint16, bound time.D
 		if err != nil || control {
 			return control, err
 		}
-		select {
-		case <-ctx.Done():
-			return false, ctx.Err()
-		case <-time.After(1100 * time.Millisecond):
+		if err := pause(ctx, icmpSecond); err != nil {
+			return false, err
 		}
 	}
 	return false, errMuted
+}
+
+// icmpSecond is after which a host that limits its ICMP errors sends one again.
+const icmpSecond = 1100 * time.Millisecond
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
 }
 
 // checkVTEPs asks each VTEP on the underlay: is it there, on this port, and how large may packets be.
@@ -269,6 +279,15 @@ func (h *host) checkVTEP(ctx context.Context, r netip.Addr) error {
 	closed, err := refused(ctx, src, r, closedPort(), []byte{0}, p.bound)
 	if err != nil && !errors.Is(err, unix.EHOSTUNREACH) {
 		return err
+	}
+	// It may have used up what it may say in this second, see listens.
+	for try := 0; err == nil && alive && !closed && try < 2; try++ {
+		if err := pause(ctx, icmpSecond); err != nil {
+			return err
+		}
+		if closed, err = refused(ctx, src, r, closedPort(), []byte{0}, p.bound); err != nil {
+			return err
+		}
 	}
 	macs, age := h.known(r)
 	if !alive && !closed {
