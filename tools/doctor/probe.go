@@ -206,15 +206,15 @@ func listens(ctx context.Context, src, dst netip.Addr, port uint16, bound time.D
 		if err != nil || control {
 			return control, err
 		}
-		if err := pause(ctx, icmpSecond); err != nil {
+		if err := pause(ctx, icmpPause); err != nil {
 			return false, err
 		}
 	}
 	return false, errMuted
 }
 
-// icmpSecond is after which a host that limits its ICMP errors sends one again.
-const icmpSecond = 1100 * time.Millisecond
+// icmpPause is after which a host that limits its ICMP errors sends one again.
+const icmpPause = 1100 * time.Millisecond
 
 func pause(ctx context.Context, d time.Duration) error {
 	select {
@@ -282,7 +282,7 @@ func (h *host) checkVTEP(ctx context.Context, r netip.Addr) error {
 	}
 	// It may have used up what it may say in this second, see listens.
 	for try := 0; err == nil && alive && !closed && try < 2; try++ {
-		if err := pause(ctx, icmpSecond); err != nil {
+		if err := pause(ctx, icmpPause); err != nil {
 			return err
 		}
 		if closed, err = refused(ctx, src, r, closedPort(), []byte{0}, p.bound); err != nil {
