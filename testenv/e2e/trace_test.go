@@ -327,6 +327,8 @@ func TestTrace(t *testing.T) {
 			e := w.explain("h1", "--from", a.MAC.String(), "--to", b.MAC.String())
 			return len(e.Hooks) == 1 && len(e.Hooks[0].Steps) > 1 && strings.Contains(e.Hooks[0].Steps[1].Found, "static") && e.Reason == "fast"
 		})
+		w.sh(b2.NS, "ip link set eth0 down") // it must not say a word between here and the end of the daemon
+		w.wait("mgmt-2 of h2 to be silent", func() bool { return !w.link("h2", "v-mgmt-2").Carrier })
 		for _, table := range []string{"master", "self"} { // it may not have been heard yet
 			_ = h1.Command(w.ctx, "bridge", "fdb", "del", b2.MAC.String(), "dev", "encap-mgmt", table).Run()
 		}
@@ -338,7 +340,11 @@ func TestTrace(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.wait("the end of the daemon", func() bool { s, _ := w.status("h1"); return s.Daemon == 0 })
-		w.ping(b2.NS, a2.Addr.Addr())
+		w.sh(b2.NS, "ip link set eth0 up")
+		w.wait("mgmt-2 of h2 to speak again", func() bool {
+			r, err := testenv.Ping(w.ctx, b2.NS, a2.Addr.Addr(), testenv.PingOptions{Count: 1})
+			return err == nil && r.OK()
+		})
 		e := w.explain("h1", "--from", a.MAC.String(), "--to", b2.MAC.String())
 		if e.Reason != "dst_unknown" || !strings.Contains(e.Why, "no daemon tells the programs") || len(e.Fixes) != 1 || !strings.HasPrefix(e.Fixes[0], "vxbpf load ") {
 			t.Errorf("what the kernel has learnt since: %+v", e)
