@@ -12,11 +12,15 @@ VERSION ?= $(or $(shell git describe --tags --always --dirty 2>/dev/null),devel)
 GOLANGCI_VERSION := v2.15.0
 GOLANGCI := bin/golangci-lint-$(GOLANGCI_VERSION)
 
+# Says at the end which tests were skipped, and why.
+GOTESTSUM_VERSION := v1.13.0
+GOTESTSUM := bin/gotestsum-$(GOTESTSUM_VERSION)
+
 # Debian and Ubuntu packages: what tests run, and what generate and lint add to that.
-TEST_PACKAGES := iproute2 iptables nftables tcpdump tshark ethtool procps lxc lxc-templates busybox-static ansible-core yamllint rpm
+TEST_PACKAGES := iproute2 iptables nftables tcpdump tshark ethtool procps lxc lxc-templates busybox-static ansible-core yamllint rpm systemd
 KERNEL_TEST_PACKAGES := qemu-system-x86 cpio xz-utils ebtables wireguard-tools debian-archive-keyring $(TEST_PACKAGES)
 DEV_PACKAGES := clang-19 llvm-19 clang-format-19 shellcheck
-TEST_COMMANDS := ip bridge iptables-legacy iptables-nft nft tcpdump tshark ethtool sysctl lxc-start busybox ansible-playbook yamllint rpm
+TEST_COMMANDS := ip bridge iptables-legacy iptables-nft nft tcpdump tshark ethtool sysctl lxc-start busybox ansible-playbook yamllint rpm systemd-analyze
 KERNEL_TEST_COMMANDS := qemu-system-x86_64 cpio xz ebtables-legacy wg apt-get dpkg $(TEST_COMMANDS)
 DEV_COMMANDS := clang-19 llvm-strip-19 clang-format-19 shellcheck
 
@@ -53,8 +57,8 @@ install: ## Install what `make build` built to $(DESTDIR)$(PREFIX)/sbin
 	install -D -m 0755 vxbpf $(DESTDIR)$(PREFIX)/sbin/vxbpf
 
 # One package at a time: tests measure ageing and holding times, and share two cores and /run/vxbpf.
-test: need-root need-test build ## Run all tests: unit, program, end to end (root)
-	VXBPF_BIN=$(CURDIR)/vxbpf $(GO) test ./... -count=1 -p 1 -timeout 40m
+test: need-root need-test build $(GOTESTSUM) ## Run all tests: unit, program, end to end (root)
+	VXBPF_BIN=$(CURDIR)/vxbpf $(GOTESTSUM) --format pkgname-and-test-fails -- ./... -count=1 -p 1 -timeout 40m
 
 test-race: need-root need-test need-go ## The same with the race detector, daemon included (root; needs gcc)
 	CGO_ENABLED=1 $(GO) build -race -o bin/vxbpf-race ./cmd/vxbpf
@@ -158,6 +162,10 @@ lint: need-go need-dev $(GOLANGCI) ## Check formatting, vet, golangci-lint, clan
 	clang-format-19 --dry-run -Werror bpf/*.c bpf/*.h
 	find . -path ./.git -prune -o -path ./bin -prune -o -type f -print0 | \
 		xargs -0 awk 'FNR == 1 { if (/^#!.*[\/ ](ba|da)?sh( |$$)/) print FILENAME; nextfile }' | xargs -r shellcheck
+
+$(GOTESTSUM): | need-go
+	GOBIN=$(CURDIR)/bin $(GO) install gotest.tools/gotestsum@$(GOTESTSUM_VERSION)
+	mv bin/gotestsum $@
 
 $(GOLANGCI): | need-go
 	GOBIN=$(CURDIR)/bin $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)

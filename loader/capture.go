@@ -74,6 +74,7 @@ type Capture struct {
 	ids   map[ebpf.ProgramID]bool
 	at    attacher
 	xdp   xdpLinks
+	noXDP bool // the kernel refuses such programs
 	r     *ringbuf.Reader
 	// rodata are the constants that the programs in place were loaded with.
 	rodata  map[string][]byte
@@ -352,6 +353,14 @@ func (c *Capture) load(spec *ebpf.CollectionSpec) (_ *ebpf.Collection, err error
 		}
 	}
 	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: have})
+	var refused *ebpf.VerifierError
+	if hooks, herr := c.xdp.list(); errors.As(err, &refused) && herr == nil && len(hooks) == 0 {
+		// As in loadPrograms: no XDP program is in place, so none is needed.
+		if tc, terr := ebpf.NewCollectionWithOptions(withoutXDP(spec), ebpf.CollectionOptions{MapReplacements: have}); terr == nil {
+			coll, err = tc, nil
+			c.noXDP = true
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("load BPF programs: %w", err)
 	}
@@ -466,9 +475,11 @@ func (c *Capture) places() (out []place, err error) {
 	if err != nil {
 		return nil, err
 	}
-	xdp, err := c.xdp.list()
-	if err != nil {
-		return nil, err
+	var xdp []hook
+	if !c.noXDP {
+		if xdp, err = c.xdp.list(); err != nil {
+			return nil, err
+		}
 	}
 	for _, h := range tc {
 		out = append(out, place{h, c.at.replace, c.at.at})

@@ -147,16 +147,21 @@ func loadPrograms(spec *ebpf.CollectionSpec, objs *bpf.Objects, o *ebpf.Collecti
 	if !errors.As(err, &refused) {
 		return "", err
 	}
+	if withoutXDP(spec).LoadAndAssign(objs, o) != nil {
+		return "", err
+	}
+	return "this kernel refuses the XDP programs: " + oneLine(err), nil
+}
+
+// withoutXDP has programs that let all pass in the place of the XDP programs.
+func withoutXDP(spec *ebpf.CollectionSpec) *ebpf.CollectionSpec {
 	spec = spec.Copy()
 	for _, p := range spec.Programs {
 		if p.Type == ebpf.XDP {
 			p.Instructions = asm.Instructions{asm.Mov.Imm(asm.R0, xdpPass), asm.Return()}
 		}
 	}
-	if spec.LoadAndAssign(objs, o) != nil {
-		return "", err
-	}
-	return "this kernel refuses the XDP programs: " + oneLine(err), nil
+	return spec
 }
 
 // layout names what the maps look like, so that a program never meets a map of

@@ -153,7 +153,7 @@ func (v *view) local() (out []netip.Prefix) {
 	return out
 }
 
-// guarded are the networks on the kernel path whose outer sources are checked.
+// guarded are the networks on the kernel path; their outer sources are checked, unless the config says any.
 func (d *Daemon) guarded() (out []*network) {
 	for _, n := range d.nets {
 		if n.fallback != "" && n.id != 0 {

@@ -67,7 +67,7 @@ func (d *Daemon) want(withFDB bool) (*wanted, error) {
 	}
 	for _, n := range d.guarded() {
 		wantNets[n.key()] = vxmaps.Network{Net: n.id, Local: n.local, Guard: true, Off: true, Check: n.from.check, MAC: d.underlayMAC(n)}
-		if dev, ok := d.view.linkByName(n.cfg.Underlay.Device); ok {
+		if dev, ok := d.view.linkByName(n.cfg.Underlay.Device); ok && !n.from.check.Off {
 			wantHooks[hook{"vx_tc_guard", dev.Index, false}] = dev.Name
 		}
 	}

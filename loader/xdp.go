@@ -234,7 +234,7 @@ func (d *Daemon) planXDP() error {
 	underlays := map[int]*xdpWant{}
 	for _, n := range slices.Concat(d.fast(), d.guarded()) {
 		dev, ok := d.view.linkByName(n.cfg.Underlay.Device)
-		if !ok {
+		if !ok || n.fallback != "" && n.from.check.Off {
 			continue
 		}
 		w := underlays[dev.Index]

@@ -10,16 +10,19 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/vxbpf/vxbpf/loader"
 	"github.com/vxbpf/vxbpf/testenv"
 	"github.com/vxbpf/vxbpf/testenv/need"
 )
@@ -51,8 +54,49 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		defer os.RemoveAll(tmp)
-		return m.Run()
+		before := traces()
+		code := m.Run()
+		for _, left := range leftBehind(before) {
+			fmt.Fprintln(os.Stderr, "FAIL: left behind:", left)
+			code = 1
+		}
+		return code
 	}())
+}
+
+// traces is what a vxbpf under test may leave on this machine: state, pins, itself.
+func traces() map[string]bool {
+	found := map[string]bool{}
+	for _, pattern := range []string{loader.DefaultRunDir + "/*", loader.DefaultPinRoot + "/*", "/run/netns/*"} {
+		files, _ := filepath.Glob(pattern) // only a bad pattern errs
+		for _, f := range files {
+			found[f] = true
+		}
+	}
+	bin, err := binary()
+	if err != nil {
+		return found // each test says so
+	}
+	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, l := range lines {
+		b, err := os.ReadFile(l)
+		if argv := strings.Split(strings.TrimRight(string(b), "\x00"), "\x00"); err == nil && argv[0] == bin {
+			found["process "+filepath.Base(filepath.Dir(l))+": "+strings.Join(argv, " ")] = true
+		}
+	}
+	return found
+}
+
+// leftBehind gives what ends a moment to be gone.
+func leftBehind(before map[string]bool) []string {
+	for try := 0; ; try++ {
+		now := traces()
+		maps.DeleteFunc(now, func(k string, _ bool) bool { return before[k] })
+		if len(now) == 0 || try == 20 {
+			return slices.Sorted(maps.Keys(now))
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
 }
 
 // world is a lab with what tests do to it.

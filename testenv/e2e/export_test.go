@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/vxbpf/vxbpf/testenv/need"
 )
 
 // What `vxbpf export` writes, brought up by the tools that read it, on two machines with the five networks.
@@ -195,7 +197,7 @@ var exporters = []exporter{
 // bridges, addresses and tables, and traffic between the containers.
 func TestExport(t *testing.T) {
 	if !full() {
-		t.Skip("fetches and runs five tools: make test-install")
+		need.Elsewhere(t, "test-install", "fetches and runs five tools")
 	}
 	for _, e := range exporters {
 		t.Run(e.format, func(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/vxbpf/vxbpf/testenv"
+	"github.com/vxbpf/vxbpf/testenv/need"
 )
 
 // MIGRATION.md, its commands as they stand there, on three hosts that ifupdown gave the five networks, with groups.
@@ -78,7 +79,7 @@ ifup -a`)
 
 func TestMigrationGuide(t *testing.T) {
 	if !full() {
-		t.Skip("builds a package: make test-install")
+		need.Elsewhere(t, "test-install", "builds a package")
 	}
 	deb, _ := makePackage(t, "0.0.4")
 	spec := fiveNetworks(1)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/vxbpf/vxbpf/testenv"
+	"github.com/vxbpf/vxbpf/testenv/need"
 )
 
 // Installation by package and by Ansible, on h1 and h2 as machines of their own.
@@ -57,7 +58,7 @@ func readFile(t *testing.T, name string) []byte {
 // VXBPF_TEST_FULL=1: the packages are built first.
 func TestPackage(t *testing.T) {
 	if !full() {
-		t.Skip("builds packages: make test-install")
+		need.Elsewhere(t, "test-install", "builds packages")
 	}
 	oldDeb, oldRPM := makePackage(t, "0.0.1")
 	saved := readFile(t, oldDeb)
@@ -184,7 +185,7 @@ func (w *world) ansible(dir string, args ...string) (out string, recap map[strin
 // that cuts one host off is rolled back there by itself, and the other host is not touched.
 func TestAnsible(t *testing.T) {
 	if !full() {
-		t.Skip("seven runs of ansible-playbook: make test-install")
+		need.Elsewhere(t, "test-install", "seven runs of ansible-playbook")
 	}
 	if _, err := exec.LookPath("ansible-playbook"); err != nil {
 		t.Fatal("ansible-playbook is missing: make deps")

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/vxbpf/vxbpf/testenv"
+	"github.com/vxbpf/vxbpf/testenv/need"
 )
 
 // Three hosts go from kernel VXLAN to vxbpf and back, one at a time, while numbered packets flow between all pairs of containers.
@@ -124,7 +125,7 @@ func TestMigration(t *testing.T) {
 	// Links made by ip link send checksums and must be made again: no more may be lost than when ip does that.
 	t.Run("recreated", func(t *testing.T) {
 		if !full() {
-			t.Skip("measures loss: make test-install")
+			need.Elsewhere(t, "test-install", "measures loss")
 		}
 		w := three()
 		kernel(w, false)

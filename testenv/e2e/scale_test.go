@@ -23,6 +23,7 @@ import (
 
 	"github.com/vxbpf/vxbpf/maps/fdb"
 	"github.com/vxbpf/vxbpf/testenv"
+	"github.com/vxbpf/vxbpf/testenv/need"
 )
 
 // scaleRow is what a daemon needs at one size. Times are of `vxbpf` commands, process start included.
@@ -238,7 +239,7 @@ func TestScale(t *testing.T) {
 	idleOver := 65 * time.Second // two dumps of everything
 	networks, vteps, entries := []int{10, 100, 1000}, []int{10, 100, 1000}, []int{10, 100, 1000, 10_000, 100_000}
 	if file == "" {
-		t.Skip("it takes most of an hour: make bench-scale")
+		need.Elsewhere(t, "bench-scale", "it takes most of an hour")
 	}
 	if s := os.Getenv("VXBPF_SCALE_IDLE"); s != "" {
 		var err error

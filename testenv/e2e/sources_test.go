@@ -241,6 +241,9 @@ func TestSourceCheck(t *testing.T) {
 			if got := w.forge(w.ways(236, fdb.MAC{2, 0, 0, 0, 9, 7})); len(got) != len(all) {
 				t.Errorf("without a check only %q of %d forgeries arrive: the test is none", got, len(all))
 			}
+			if a := w.showJSON("h1", "attachments").Attachments; c.datapath == testenv.Kernel && len(a) != 0 {
+				t.Errorf("on kernel vxlan, with nothing to check, there are programs: %+v", a)
+			}
 			if n := w.network("h1", "mgmt"); n.Unchecked != "allowed_sources: any" || len(n.Strangers) != 0 {
 				t.Errorf("status without a check: %+v", n)
 			}

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/vxbpf/vxbpf/testenv"
+	"github.com/vxbpf/vxbpf/testenv/need"
 )
 
 //	h1: mgmt-1 on br-mgmt -- encap-mgmt -- eth2 ==== eth2 -- the same: h2
@@ -19,7 +20,7 @@ import (
 func TestVersions(t *testing.T) {
 	others := filepath.SplitList(os.Getenv("VXBPF_OTHER"))
 	if len(others) == 0 {
-		t.Skip("no binary of another version in $VXBPF_OTHER: make test-upgrade builds some")
+		need.Elsewhere(t, "test-upgrade", "$VXBPF_OTHER names no binary of another version")
 	}
 	for _, other := range others {
 		t.Run(filepath.Base(other), func(t *testing.T) {

@@ -6,9 +6,10 @@
 //		need.Kernel(t, need.VLANFiltering)
 //
 // The thing is tried. Where it is missing the test is skipped, with the words
-// "fallback: ..." and what is missing. In the virtual machines of `make
-// test-kernels` (VXBPF_TEST_VM is set) a kernel that is new enough must have
-// it: there the test fails instead, and so does a skip for any other reason.
+// "fallback: ..." and what is missing. What every kernel has since some release
+// must be there: the test fails instead. In the virtual machines of `make
+// test-kernels` (VXBPF_TEST_VM is set) that is so for everything, and a skip
+// fails that is neither a fallback nor left to another target (Elsewhere).
 package need
 
 import (
@@ -36,20 +37,22 @@ type Feature struct {
 	Since string
 	// Until is the first release of Debian's that has it no more; empty: none.
 	Until string
-	try   func() error
+	// BuiltIn is in every kernel since then, whatever modules that has: where it is missing all the same, the test fails.
+	BuiltIn bool
+	try     func() error
 }
 
 // What tests need. All of Debian's kernels have the links and qdiscs, as modules.
 var (
 	// FastPath is the youngest of what the programs cannot do without.
-	FastPath = Feature{Name: "fast path in BPF", Since: "5.13", try: func() error {
+	FastPath = Feature{Name: "fast path in BPF", Since: "5.13", BuiltIn: true, try: func() error {
 		return probe.AdjustRoom(50, probe.FixedGSO|probe.EncapL3IPv4|probe.EncapL4UDP|probe.EncapL2Eth|probe.EncapL2(14))
 	}}
 	// DecapL3 is decapsulation of IPv6 in IPv4, and the other way round, at the underlay.
-	DecapL3 = Feature{Name: "BPF_F_ADJ_ROOM_DECAP_L3_*", Since: "6.3", try: func() error { return probe.AdjustRoom(-50, probe.FixedGSO|probe.DecapL3IPv6) }}
-	TCX     = Feature{Name: "tcx", Since: "6.6", try: probe.TCX}
+	DecapL3 = Feature{Name: "BPF_F_ADJ_ROOM_DECAP_L3_*", Since: "6.3", BuiltIn: true, try: func() error { return probe.AdjustRoom(-50, probe.FixedGSO|probe.DecapL3IPv6) }}
+	TCX     = Feature{Name: "tcx", Since: "6.6", BuiltIn: true, try: probe.TCX}
 	// XDPFrags is XDP programs for packets in several pieces.
-	XDPFrags = Feature{Name: "XDP frags", Since: "5.18", try: func() error { return probe.XDP(true) }}
+	XDPFrags = Feature{Name: "XDP frags", Since: "5.18", BuiltIn: true, try: func() error { return probe.XDP(true) }}
 
 	Bond      = Feature{Name: "bonding", Since: "5.10", try: link(netlink.NewLinkBond(named("try0")))}
 	Dummy     = Feature{Name: "dummy device", Since: "5.10", try: link(&netlink.Dummy{LinkAttrs: named("try0")})}
@@ -167,6 +170,12 @@ func add(try func(h *netlink.Handle) error) error {
 // VM reports whether the test runs in a virtual machine of `make test-kernels`.
 func VM() bool { return os.Getenv("VXBPF_TEST_VM") != "" }
 
+// Elsewhere leaves a test to a make target of its own, and says so.
+func Elsewhere(t testing.TB, target, why string) {
+	t.Helper()
+	t.Skipf("elsewhere: make %s: %s", target, why)
+}
+
 // Have reports whether the kernel has a feature. A try that says nothing fails the test.
 func Have(t testing.TB, f Feature) bool {
 	t.Helper()
@@ -193,7 +202,7 @@ func missing(t testing.TB, f Feature) string {
 		t.Fatalf("try whether this kernel has %s: %v", f.Name, err)
 	}
 	running := probe.Release()
-	if VM() && !older(running, f.Since) && (f.Until == "" || older(running, f.Until)) {
+	if (VM() || f.BuiltIn) && !older(running, f.Since) && (f.Until == "" || older(running, f.Until)) {
 		t.Fatalf("kernel %s should have %s, since %s: %v", running, f.Name, f.Since, err)
 	}
 	if VM() && f.Until != "" && !older(running, f.Until) {

@@ -15,14 +15,25 @@ import (
 type outcome int
 
 const (
-	absent   outcome = iota // was not asked for here
-	pass                    // all of it
-	fallback                // the kernel lacks what the test is about, and the test says what
+	absent    outcome = iota // was not asked for here
+	pass                     // all of it
+	elsewhere                // another make target runs it, and the test says which
+	fallback                 // the kernel lacks what the test is about, and the test says what
 	fail
 )
 
-// excuse begins the only kind of skip that is no failure; see package testenv/need.
-const excuse = "fallback: "
+// excuses begin the kinds of skip that are no failures; see package testenv/need.
+var excuses = map[string]outcome{"fallback: ": fallback, "elsewhere: ": elsewhere}
+
+// excused is what a skip amounts to, fail for one without an excuse.
+func excused(words string) (o outcome, reason string) {
+	for prefix, o := range excuses {
+		if reason, ok := strings.CutPrefix(words, prefix); ok {
+			return o, reason
+		}
+	}
+	return fail, "skipped: " + words
+}
 
 // cell is what one test did on one kernel.
 type cell struct {
@@ -38,6 +49,8 @@ func (c cell) String() string {
 		return "pass, part fallback: " + strings.Join(c.partial, "; ")
 	case c.outcome == pass:
 		return "pass"
+	case c.outcome == elsewhere:
+		return "elsewhere: " + c.reason
 	case c.outcome == fallback:
 		return "fallback: " + c.reason
 	case c.outcome == fail:
@@ -171,16 +184,18 @@ func (c *column) report(result, name, seconds string) {
 	case "FAIL":
 		worse(fail, strings.TrimPrefix(name+": "+last, top+": "))
 	case "SKIP":
-		reason, excused := strings.CutPrefix(last, excuse)
+		o, reason := excused(last)
 		switch {
-		case !excused:
-			worse(fail, strings.TrimPrefix(name+": skipped: "+last, top+": "))
+		case o == fail:
+			worse(fail, strings.TrimPrefix(name+": "+reason, top+": "))
+		case sub && o == elsewhere:
+			// The rest of the test counts.
 		case sub:
 			if !slices.Contains(at.partial, reason) {
 				at.partial = append(at.partial, reason)
 			}
 		default:
-			at.outcome, at.reason = fallback, reason
+			at.outcome, at.reason = o, reason
 		}
 	}
 	if !sub {
@@ -260,6 +275,8 @@ func table(w io.Writer, cols []*column, markdown bool) {
 			switch {
 			case at.outcome == fail:
 				text = "FAIL " + note(at.reason)
+			case at.outcome == elsewhere:
+				text = "elsewhere " + note(at.reason)
 			case at.outcome == fallback:
 				text = "fallback " + note(at.reason)
 			case at.outcome == pass && len(at.partial) > 0:

@@ -36,6 +36,8 @@ func TestColumn(t *testing.T) {
 			map[string]string{"bpf TestA": "FAIL: first"}, ""},
 		{"fallback", boot + "^V=== RUN   TestA\n    a_test.go:1: fallback: no tcx, since 6.6\n^V--- SKIP: TestA (0.00s)\n" + off, nil,
 			map[string]string{"bpf TestA": "fallback: no tcx, since 6.6"}, ""},
+		{"elsewhere", boot + "^V=== RUN   TestA\n    a_test.go:1: elsewhere: make x: long\n^V--- SKIP: TestA (0.00s)\n" + off, nil,
+			map[string]string{"bpf TestA": "elsewhere: make x: long"}, ""},
 		{"any other skip", boot + "^V=== RUN   TestA\n    a_test.go:1: not today\n^V--- SKIP: TestA (0.00s)\n" + off, nil,
 			map[string]string{"bpf TestA": "FAIL: skipped: not today"}, ""},
 		{"a skip without words", boot + "^V=== RUN   TestA\n^V--- SKIP: TestA (0.00s)\n" + off, nil, map[string]string{"bpf TestA": "FAIL: skipped: "}, ""},
