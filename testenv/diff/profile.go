@@ -40,7 +40,7 @@ type Profile struct {
 	// Kinds sets other weights for kinds of frames.
 	Kinds map[string]int
 	// MinSent and MinReceived are the least shares of packets that vxbpf must
-	// have carried: with less the comparison would compare the kernel with itself.
+	// have carried, over all hosts: with less the comparison would compare the kernel with itself.
 	MinSent, MinReceived float64
 }
 

@@ -47,6 +47,11 @@ func TestDoctor(t *testing.T) {
 	}, false)
 	d := w.start("h1")
 	once := w.config("h2")
+	defer func() { // the lab knows of daemons only, and a Cleanup comes after the end of the context
+		if out, errOut, code := w.vxbpf("h2", "unload"); code != 0 {
+			t.Errorf("unload: exit %d\n%s%s", code, out, errOut)
+		}
+	}()
 	for range 2 { // the second time with the containers
 		if out, errOut, code := w.vxbpf("h2", "load", "--once", once); code != 0 {
 			t.Fatalf("load --once: exit %d\n%s%s", code, out, errOut)

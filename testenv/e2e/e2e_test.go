@@ -246,6 +246,7 @@ type share struct {
 	Total uint64 `json:"total"`
 }
 
+func (a share) plus(b share) share { return share{a.Fast + b.Fast, a.Total + b.Total} }
 func (a share) less(b share) share { return share{a.Fast - b.Fast, a.Total - b.Total} }
 
 func (a share) ratio() float64 {
